@@ -1,0 +1,89 @@
+"""Every embedding network by its name."""
+import difflib
+import os
+from functools import partial
+from importlib import import_module
+from typing import Any, Callable, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils import InputError
+from utils.utils_checkpoint import load_weights
+
+
+class _Entry(NamedTuple):
+    module: str
+    builder: str
+    arguments: tuple = ()
+    lipschitz: bool = False
+    scale: float = 1.0  # what pixels in [-0.5, 0.5] are multiplied by before they enter the network
+
+
+_NETWORKS = {
+    "sllnet": _Entry("sllnet", "SLLNet", lipschitz=True),
+    "sllnet_small": _Entry("sllnet", "SLLNetSmall", lipschitz=True),
+    "sllnet_mnist": _Entry("toyexamples", "SLLNet_MNIST", lipschitz=True),
+    "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
+    "net_mnist": _Entry("toyexamples", "Net_MNIST"),
+    "net_cifar": _Entry("toyexamples", "Net_CIFAR"),
+    **{f"iresnet{depth}": _Entry("iresnet", f"iresnet{depth}", scale=2.0) for depth in (18, 34, 50, 100, 200)},
+    "ir_50": _Entry("iresnet_AT", "IR_50", arguments=((112, 112),)),  # doubles its input itself
+}
+
+
+def backbone_names() -> list[str]:
+    """The names that `get_backbone` knows."""
+    return list(_NETWORKS)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _NETWORKS:
+        near = difflib.get_close_matches(name, _NETWORKS, n=1)
+        raise InputError(f"backbone {name!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} "
+                         f"(there are {', '.join(_NETWORKS)})")
+    return _NETWORKS[name]
+
+
+def get_backbone(name: str, **kw: Any) -> nn.Module:
+    """The raw network `name` with fresh weights; `kw` goes to its constructor. Raises InputError for an unknown name.
+
+    Its state dict is that of the released checkpoints. Pixels in [-0.5, 0.5] are to be multiplied by `input_scale(name)` first.
+    """
+    entry = _entry(name)
+    builder: Callable[..., nn.Module] = getattr(import_module(f"backbones.{entry.module}"), entry.builder)
+    return partial(builder, *entry.arguments)(**kw)
+
+
+def input_scale(name: str) -> float:
+    """The factor for pixels in [-0.5, 0.5]: 2 for networks that were trained on [-1, 1] and do not double by themselves, else 1."""
+    return _entry(name).scale
+
+
+def is_lipschitz(name: str) -> bool:
+    """Whether the network is 1-Lipschitz in l2 by construction, so that certificates hold for it."""
+    return _entry(name).lipschitz
+
+
+class ScaledInput(nn.Module):
+    """network(scale * images): what lets every network here be fed with pixels in [-0.5, 0.5]."""
+
+    def __init__(self, network: nn.Module, scale: float):
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.scale)
+
+
+def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",
+                 dtype: torch.dtype = torch.float32, **kw: Any) -> nn.Module:
+    """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
+
+    Raises InputError where the checkpoint is missing, damaged or of another network.
+    """
+    network = get_backbone(name, **kw)
+    load_weights(network, weights)
+    if input_scale(name) != 1:
+        network = ScaledInput(network, input_scale(name))
+    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)

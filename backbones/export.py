@@ -1,0 +1,129 @@
+"""The network with the rescaling folded into its weights: plain convolutions for deployment, without this project's code.
+
+    python -m backbones.export --backbone sllnet --weights params/model_final.pt --out model.onnx
+
+The ending of --out says what is written: .pt the state dict of plain weights, .pt2 a torch.export program, .ts TorchScript, .onnx ONNX
+(needs the packages onnx and onnxscript). All take images [N, 3, H, W] with pixels in [-0.5, 0.5], N free.
+"""
+import argparse
+import copy
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from backbones import is_lipschitz, load_network
+from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
+from utils import InputError, utils_checkpoint
+from utils.utils_files import atomic_write
+
+FORMATS = (".pt", ".pt2", ".ts", ".onnx")
+
+
+class FoldedSLLConv2d(nn.Module):
+    """z -> z - 2 V^T relu(V z + c) with V = T^(1/2) W and c = T^(1/2) b as plain weights."""
+
+    def __init__(self, layer: SLLConv2d):
+        super().__init__()
+        weight, bias = layer.rescaled()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
+        self.stride, self.padding = layer.stride, layer.padding
+
+    def forward(self, z: Tensor) -> Tensor:
+        return sll_block(z, self.weight, self.bias, self.stride, self.padding)
+
+
+def _folded_linear(layer: SLLLinear) -> nn.Linear:
+    weight, bias = layer.rescaled()
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        plain.weight.copy_(weight)
+        if bias is not None:
+            plain.bias.copy_(bias)
+    return plain
+
+
+@torch.no_grad()
+def fold(network: nn.Module) -> nn.Module:
+    """A copy of `network` in eval mode whose SLL layers are plain layers with folded weights; same outputs, to rounding."""
+    network = copy.deepcopy(network).eval()
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SLLConv2d):
+                setattr(parent, name, FoldedSLLConv2d(child))
+            elif isinstance(child, SLLLinear):
+                setattr(parent, name, _folded_linear(child))
+    return network.requires_grad_(False)
+
+
+def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Sequence[int]) -> None:
+    """Write the folded `network`, which takes images [N, C, H, W] with image_size = (C, H, W), to `path` in the format of its ending.
+
+    Raises InputError for another ending, or where a package that ONNX needs is missing.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in one of {', '.join(FORMATS)}")
+    folded = fold(network).cpu()
+    if path.suffix == ".pt":
+        utils_checkpoint.save(path, folded.state_dict())
+        return
+    dtype = next(folded.parameters()).dtype
+    example = torch.zeros(2, *image_size, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about their own next versions
+        written = Path(folder) / f"network{path.suffix}"
+        _WRITERS[path.suffix](folded, example, written)
+        with atomic_write(path, "wb") as file:
+            file.write(written.read_bytes())
+
+
+def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
+    torch.jit.save(torch.jit.trace(network, example), str(path))
+
+
+def _write_program(network: nn.Module, example: Tensor, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
+
+
+def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"ONNX needs the package {error.name}: pip install onnx onnxscript") from None
+    torch.onnx.export(network, (example,), str(path), input_names=["images"], output_names=["embeddings"], dynamo=True, external_data=False,
+                      dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
+
+
+_WRITERS = {".ts": _write_torchscript, ".pt2": _write_program, ".onnx": _write_onnx}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
+    parser.add_argument("--backbone", required=True, metavar="NAME")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
+    parser.add_argument("--out", required=True, metavar="FILE", help=f"what to write; the ending chooses the format: {' '.join(FORMATS)}")
+    parser.add_argument("--image-size", type=int, nargs=3, default=(3, 112, 112), metavar=("C", "H", "W"))
+    args = parser.parse_args(argv)
+    try:
+        if not is_lipschitz(args.backbone):
+            raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
+        export(load_network(args.backbone, args.weights), args.out, args.image_size)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

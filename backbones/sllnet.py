@@ -1,0 +1,78 @@
+"""1-Lipschitz face networks of SLL blocks: the paper's SLLNet, and a small one for machines without a GPU."""
+import contextlib
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear, SLLStage
+
+
+class SLLNet(nn.Module):
+    """The paper's network: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
+
+    config: the number of SLL blocks in each of the four stages, [3, 4, 6, 3] in the paper. emb_size: length of an embedding. fp16: run
+    the convolutions under float16 autocast on CUDA; the rescaling and the dense layer stay in float32. 24,179,648 parameters at the
+    published setting.
+    """
+
+    def __init__(self, config: Sequence[int] = (3, 4, 6, 3), emb_size: int = 512, fp16: bool = False):
+        super().__init__()
+        if len(config) != 4:
+            raise ValueError(f"config has {len(config)} stages, expected 4: {config}")
+        self.fp16 = fp16
+        self.stem = nn.Sequential(PaddingChannels(32), SLLConv2d(32, 32, bias=True), Downsize(32, 64))
+        self.layer1 = SLLStage(64, config[0])
+        self.downsize1 = Downsize(64, 128)
+        self.layer2 = SLLStage(128, config[1])
+        self.downsize2 = Downsize(128, 256)
+        self.layer3 = SLLStage(256, config[2])
+        self.downsize3 = Downsize(256, 512)
+        self.layer4 = SLLStage(512, config[3])
+        self.flatten = nn.Flatten()
+        self.linear = SLLLinear(512 * 7 * 7, emb_size)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, 3, 112, 112] -> [N, 25088], everything before the dense layer."""
+        x = self.stem(x)
+        x = self.downsize1(self.layer1(x))
+        x = self.downsize2(self.layer2(x))
+        x = self.downsize3(self.layer3(x))
+        return self.flatten(self.layer4(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.float16) if self.fp16 else contextlib.nullcontext():
+            features = self.features(x)
+        return _dense_in_full(self.linear, features)
+
+
+def _dense_in_full(linear: SLLLinear, features: Tensor) -> Tensor:
+    """The embedding in the precision of the weights, also under autocast: its norm is the radius, and a half has 11 bits."""
+    with torch.autocast(features.device.type, enabled=False):
+        return linear(features.to(linear.weight.dtype))
+
+
+class SLLNetSmall(nn.Module):
+    """A CPU-sized SLLNet: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
+
+    PixelUnshuffle(4), an isometry, takes the place of the first two downsizings, which would cost most of the time and lose half of
+    the channels each; then stages of 64, 128 and 256 channels at 28, 14 and 7 pixels, `config` blocks each. 3.2 million parameters.
+    """
+
+    def __init__(self, config: Sequence[int] = (2, 2, 2), emb_size: int = 128):
+        super().__init__()
+        if len(config) != 3:
+            raise ValueError(f"config has {len(config)} stages, expected 3: {config}")
+        self.stem = nn.Sequential(nn.PixelUnshuffle(4), PaddingChannels(64))
+        self.layer1 = SLLStage(64, config[0])
+        self.downsize1 = Downsize(64, 128)
+        self.layer2 = SLLStage(128, config[1])
+        self.downsize2 = Downsize(128, 256)
+        self.layer3 = SLLStage(256, config[2])
+        self.flatten = nn.Flatten()
+        self.linear = SLLLinear(256 * 7 * 7, emb_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsize1(self.layer1(self.stem(x)))
+        x = self.layer3(self.downsize2(self.layer2(x)))
+        return _dense_in_full(self.linear, self.flatten(x))

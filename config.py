@@ -1,0 +1,45 @@
+"""Settings of the published run (proposed model, xi = 3). `train.py key=value ...` overrides any of them."""
+from easydict import EasyDict
+
+config = EasyDict()
+
+# data
+config.rec = "synthetic"            # a folder with train.rec and train.idx (MS1MV3 in the paper), an image folder, or "synthetic"
+config.num_classes = None           # None: read from the data. MS1MV3: 93431
+config.num_image = None             # None: all there are. MS1MV3: 5179510. "synthetic" makes as many as are asked for
+config.recordio_backend = "builtin"  # or "mxnet"
+config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
+
+# network and header
+config.backbone = "sllnet"
+config.header = "ecosface"          # arcface, cosface, adacos, ecosface or naive
+config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
+config.init_weights = None          # a model_*.pt to start from
+
+# loss: cross entropy + lambda_ * mean(max(0, -xi * log(norm / xi)))
+config.lambda_ = 10.0
+config.xi = 3.0
+
+# optimisation
+config.batch_size = 512             # of all processes together
+config.grad_accum_steps = 1         # parts in which a process computes its share of a batch
+config.num_epoch = 20
+config.lr = 1e-3
+config.weight_decay = 0.0
+config.warmup_epoch = 0
+config.power = 1.0                  # of the polynomial decay to 0
+config.max_norm = 5.0               # of the backbone's gradient
+config.precision = "fp16"           # fp16, bf16 or fp32; fp16 needs CUDA, the CPU takes fp32 in its place
+config.compile = False              # torch.compile the backbone
+
+# run
+config.seed = 0
+config.device = None                # None: cuda where there is one, else cpu
+config.deterministic = True         # False lets cuDNN choose the fastest convolutions, which differ between runs
+config.output = "out/train"
+config.resume = None                # "auto": go on from the state in `output`, if there is one; or the path of a state file
+config.frequent = 20                # steps between two log lines
+config.verbose = 2000               # steps between two verifications
+config.val_targets = None           # names of .bin files beside the data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
+config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt; the last epoch's are model_final.pt, header_final.pt
+config.save_steps = 2000            # steps between two full states; the end of an epoch saves one too

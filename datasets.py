@@ -1,0 +1,193 @@
+"""Faces with identities as uint8 images: RecordIO files, image folders and synthetic identities, and the loader over them.
+
+    dataset = get_dataset("faces/ms1mv3")                     # or an image folder, or "synthetic"
+    loader = get_dataloader(dataset, batch_size=128, num_workers=4)
+    loader.set_epoch(0)
+    for images, labels in loader:                             # uint8 [128, 3, H, W], int64 [128]
+        images = to_float(images, device)                     # [-0.5, 0.5]
+
+Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W) and a length.
+"""
+import os
+from pathlib import Path
+from typing import Optional, Union
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
+from utils import InputError
+from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
+from utils.utils_distributed_sampler import DistributedSampler
+from utils.utils_image import decode_image
+from utils.utils_loader import Loader
+
+PathLike = Union[str, "os.PathLike[str]"]
+RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
+
+
+class RecordDataset(Dataset):
+    """The images of a .rec/.idx pair as insightface lays them out.
+
+    root_or_rec: a folder with train.rec and train.idx, or the .rec file itself with its .idx beside it.
+    num_classes: the number of identities; None takes it from record 0, the `property` file beside the .rec, or the largest label.
+    recordio_backend: "builtin" (a memory map) or "mxnet".
+
+    Record 0 is a header if it has labels and no image: the images are then keys 1 .. label[0] - 1 and there are label[1] - label[0]
+    identities. Without a header all keys are images, in the order of the index. Where a record has several labels the first is the
+    identity. Raises InputError naming file and key for files or records that cannot be used, for labels that are not integers in
+    [0, num_classes) and for images of another size than the first one's.
+    """
+
+    def __init__(self, root_or_rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin") -> None:
+        rec = Path(root_or_rec)
+        rec = rec if rec.suffix == ".rec" else rec / "train.rec"
+        if recordio_backend not in RECORD_FILES:
+            raise InputError(f"recordio_backend is {recordio_backend!r}, expected one of {', '.join(RECORD_FILES)}")
+        self.file = RECORD_FILES[recordio_backend](rec, rec.with_suffix(".idx"))
+        self.keys, identities = self._image_keys()
+        self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or self._largest_label() + 1
+        self.image_size = tuple(self._decode(0)[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
+        image, label = self._decode(index)
+        if tuple(image.shape[1:]) != self.image_size:
+            raise InputError(f"{self._name(index)}: the image has (height, width) {tuple(image.shape[1:])}, expected {self.image_size} "
+                             "as in the first record")
+        return image, label
+
+    def _decode(self, index: int) -> "tuple[torch.Tensor, int]":
+        name = self._name(index)
+        record = unpack(self.file.read(int(self.keys[index])), name)
+        label = float(record.label[0]) if record.flag else record.label
+        if not (label.is_integer() and 0 <= label < self.num_classes):
+            raise InputError(f"{name}: label {label:g}, expected an integer in [0, {self.num_classes})")
+        return decode_image(record.image, name), int(label)
+
+    def _name(self, index: int) -> str:
+        return self.file.name(int(self.keys[index]))
+
+    def _image_keys(self) -> "tuple[np.ndarray, Optional[int]]":
+        """(keys of the images, number of identities or None)."""
+        header = unpack(self.file.read(0), self.file.name(0)) if 0 in self.file else None
+        if header is None or header.flag == 0 or len(header.image):
+            return self.file.keys, None
+        label = header.label.astype(np.float64)
+        if len(label) < 2 or not np.all(np.isfinite(label)) or label[0] < 2 or label[1] < label[0]:
+            raise InputError(f"{self.file.name(0)}: header labels {label[:4].tolist()}, expected the first key past the images and the "
+                             "first key past the identities")
+        if label[0] - 1 > len(self.file):
+            raise InputError(f"{self.file.name(0)}: the header promises {label[0] - 1:.0f} images, but {self.file.idx_path} has only "
+                             f"{len(self.file)} entries")
+        keys = np.arange(1, int(label[0]))
+        missing = np.setdiff1d(keys, self.file.keys)
+        if len(missing):
+            raise InputError(f"{self.file.idx_path}: key {missing[0]} is not in the index, but the header in key 0 promises "
+                             f"{len(keys)} images")
+        return keys, int(label[1] - label[0]) or None
+
+    def _largest_label(self) -> int:
+        labels = self.file.first_labels(self.keys)
+        wrong = np.flatnonzero(~(labels >= 0) | (labels != np.floor(labels)) | (labels >= 2**31))
+        if len(wrong):
+            raise InputError(f"{self._name(wrong[0])}: label {labels[wrong[0]]:g}, expected an integer >= 0")
+        return int(labels.max())
+
+
+class ImageFolderFaces(Dataset):
+    """A folder for each identity, numbered in the order of their sorted names, as torchvision's ImageFolder has them.
+
+    Raises InputError where the folder has no identities, an identity no images, an image cannot be decoded or has another size than
+    the first one, and where there are more identities than num_classes (None: as many as there are).
+    """
+
+    def __init__(self, root: PathLike, num_classes: Optional[int] = None) -> None:
+        from torchvision.datasets import ImageFolder
+
+        try:
+            folder = ImageFolder(str(root))
+        except OSError as error:
+            raise InputError(f"{root}: not a folder of image folders: {str(error).splitlines()[0]}") from None
+        self.samples, self.classes = folder.samples, folder.classes
+        self.num_classes = num_classes or len(self.classes)
+        if len(self.classes) > self.num_classes:
+            raise InputError(f"{root}: {len(self.classes)} identities, expected at most num_classes = {self.num_classes}")
+        self.image_size = tuple(self._decode(0).shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
+        image = self._decode(index)
+        if tuple(image.shape[1:]) != self.image_size:
+            raise InputError(f"{self.samples[index][0]}: the image has (height, width) {tuple(image.shape[1:])}, expected "
+                             f"{self.image_size} as in {self.samples[0][0]}")
+        return image, self.samples[index][1]
+
+    def _decode(self, index: int) -> torch.Tensor:
+        path = self.samples[index][0]
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        return decode_image(data, path)
+
+
+def get_dataset(rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin", seed: int = 0) -> Dataset:
+    """The dataset that `rec` names: "synthetic", a .rec file or a folder with train.rec, or a folder with a folder of images for
+    each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for."""
+    if str(rec) == "synthetic":
+        return SyntheticFaces(**({} if num_classes is None else {"num_classes": num_classes}), seed=seed)
+    path = Path(rec)
+    if path.suffix == ".rec" or (path / "train.rec").is_file() or (path / "train.idx").is_file():
+        return RecordDataset(path, num_classes, recordio_backend)
+    if path.is_dir() and any(entry.is_dir() for entry in os.scandir(path)):
+        return ImageFolderFaces(path, num_classes)
+    found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
+                     "for each identity, or the word synthetic")
+
+
+def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, flip: bool = True, shuffle: bool = True,
+                   prefetch_factor: int = 4, pin_memory: Optional[bool] = None, start_method: Optional[str] = None,
+                   num_replicas: Optional[int] = None, rank: Optional[int] = None) -> Loader:
+    """A `Loader` of this rank's share of `dataset`.
+
+    batch_size: of this rank; the batches of all W ranks at one step are together the batch of W * batch_size that a single process
+    has at that step: sample k of rank r is sample k * W + r there. The last, smaller batch of an epoch is left out. Order, and
+    horizontal flips with probability 1/2 (`flip`), are keyed by (seed, epoch, sample).
+    pin_memory: None pins where CUDA is available. start_method: of the workers; None is the platform's. num_replicas, rank: None
+    takes them from the process group. Raises InputError where the dataset is smaller than one global batch.
+    """
+    sampler = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
+    if len(sampler) < batch_size:
+        raise InputError(f"batch_size: {batch_size} on each of {sampler.num_replicas} ranks, but the dataset has {len(dataset)} images")
+    pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+    return Loader(dataset, sampler, batch_size, flip, seed, num_workers, prefetch_factor, pin_memory, start_method)
+
+
+def to_float(images: torch.Tensor, device: "torch.device | str | None" = None, dtype: torch.dtype = torch.float32,
+             non_blocking: bool = True, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    """uint8 images [N, 3, H, W] -> (x - 127.5) / 255 in [-0.5, 0.5], on `device`, in `dtype`.
+
+    The copy to the device is of bytes, a quarter of what floats would be. Raises TypeError for images that are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images are {images.dtype}, expected torch.uint8")
+    images = images.to(device, non_blocking=non_blocking)
+    return images.to(dtype, memory_format=memory_format).sub_(127.5).div_(255)
+
+
+def _property_classes(path: Path) -> Optional[int]:
+    """The number of identities of a `property` file ("classes,height,width"); None where there is no such file."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    first = text.split(",")[0].strip()
+    if not (first.isascii() and first.isdigit() and 0 < int(first) < 2**31):
+        raise InputError(f"{path}: {text[:60]!r}, expected classes,height,width")
+    return int(first)

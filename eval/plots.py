@@ -1,0 +1,313 @@
+"""Figures from the records of an evaluation, as PNG files; none needs a display.
+
+`write_plots` makes all that a result supports. Colours are those of Okabe and Ito, which colour-blind readers can tell
+apart; lines differ in style and points in shape besides.
+"""
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Sequence, Union
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from eval import certification, verification
+from eval.records import Records
+from eval.subject import OBJECTIVES, is_right, table_of
+from eval.tables import ATTACK_NAMES
+from utils import InputError
+from utils.utils_files import atomic_write
+
+PathLike = Union[str, os.PathLike]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "D", "v", "P", "X")
+UNIT = r"$\ell_2$, pixels in [-0.5, 0.5]"
+KINDS = {kind: f"{objective} ({kind.upper()})" for kind, objective in OBJECTIVES.items()}
+RADIUS = {"u": "radius_u", "d": "radius", "i": "radius"}
+NORMS = ("norm_cw", "norm_ddn", "norm_audit")  # columns of smallest successful perturbations
+DPI = 110
+
+
+def write_plots(found: Records, folder: PathLike, prefix: str = "") -> list[Path]:
+    """All figures that the records have the columns for, in `folder` as {prefix}{name}.png. Returns their paths."""
+    certified, of = "radius" in found.pairs, title_of(found.summary)
+    attacked = bool(_attack_columns(found.pairs))
+    compared = certified and any(column in found.pairs for column in NORMS)
+    bounded = certified and "upper_bound" in found.pairs and bool((table_of(found, "i")["radius"] > 0).any())
+    makers: dict[str, tuple[bool, Callable[..., None], str]] = {
+        "certified_accuracy": (certified, partial(plot_certified_accuracy, {"": found}), "Certified accuracy"),
+        "robust_accuracy": (attacked, partial(plot_robust_accuracy, found), "Accuracy under attack"),
+        "roc": (found.pairs["same"].nunique() == 2, partial(plot_roc, found), "ROC"),
+        "radius_histograms": (certified, partial(plot_radius_histograms, found), "Certified radii of right decisions"),
+        "feature_norms": (True, partial(plot_feature_norms, {"": found}), "Feature norms"),
+        "radius_against_attack": (compared, partial(plot_radius_against_attack, found), "Certificate and attack"),
+        "tightness": (compared, partial(plot_tightness, found), "Tightness"),
+        "radius_against_upper_bound": (bounded, partial(plot_radius_against_upper_bound, found), "Radius and bound")}
+    paths = []
+    for name, (supported, make, heading) in makers.items():
+        if supported:
+            paths.append(Path(folder) / f"{prefix}{name}.png")
+            make(paths[-1], title=f"{heading}: {of}")
+    return paths
+
+
+def write_comparison(results: Mapping[str, Records], folder: PathLike) -> list[Path]:
+    """Several named results in one figure each: certified_accuracy.png and feature_norms.png. Returns their paths."""
+    paths = [Path(folder) / "feature_norms.png"]
+    plot_feature_norms(results, paths[0], "Feature norms")
+    certified = {name: found for name, found in results.items() if "radius" in found.pairs}
+    if certified:
+        paths.append(Path(folder) / "certified_accuracy.png")
+        plot_certified_accuracy(certified, paths[-1], "Certified accuracy")
+    return paths
+
+
+def title_of(summary: Mapping[str, Any]) -> str:
+    """What a figure is about."""
+    return f"{summary['bin']}, {summary['protocol']} protocol, " + rf"$\tau$ = {summary['tau']:.3f}"
+
+
+def plot_certified_accuracy(results: Mapping[str, Records], out_png: PathLike, title: str = "") -> None:
+    """Certified accuracy (CRA) against the budget, a panel for each kind of attack and a line for each named result."""
+    figure, panels = _panels(title, "budget", "certified accuracy [%]")
+    for (kind, axes) in panels.items():
+        for number, (name, found) in enumerate(results.items()):
+            radius = table_of(found, kind).get(RADIUS[kind], pd.Series(dtype=float))
+            if len(radius):
+                axes.plot(*_share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], label=name,
+                          drawstyle="steps-post")
+    _finish(figure, panels.values(), len(results) > 1)
+    save_figure(figure, out_png)
+
+
+def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> None:
+    """Certified and, above it, empirical robust accuracy against the budget, over the rows that were attacked: a line
+    for each minimum-norm attack, points for attacks with a budget.
+    """
+    figure, panels = _panels(title, "budget", "robust accuracy [%]")
+    for kind, axes in panels.items():
+        table = table_of(found, kind)
+        columns = _attack_columns(table)
+        table = table[table[columns].notna().any(axis=1)]
+        axes.set_title(f"{KINDS[kind]}, {len(table)} rows")
+        if len(table) and RADIUS[kind] in table:
+            axes.plot(*_share_above(table[RADIUS[kind]].to_numpy()), color="black", label="certified",
+                      drawstyle="steps-post")
+        for number, (attack, name) in enumerate(ATTACK_NAMES.items()):
+            style = {"color": COLOURS[number], "label": name}
+            norm = table.get(f"norm_{attack}", pd.Series(dtype=float)).dropna()
+            if len(norm):
+                axes.plot(*_share_above(norm.where(is_right(table)[norm.index], 0.).to_numpy()), LINES[1 + number % 3],
+                          drawstyle="steps-post", **style)
+            robust = {column: table[column].dropna().astype(bool) for column in columns
+                      if column.startswith(f"robust_{attack}_") and table[column].notna().any()}
+            points = sorted((float(column.rsplit("_", 1)[1]), 100 * rows.mean()) for column, rows in robust.items())
+            if points:
+                axes.plot(*zip(*points), MARKERS[number], **style)
+    _finish(figure, panels.values(), True)
+    save_figure(figure, out_png)
+
+
+def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = None, title: str = "") -> None:
+    """ROC curve and, where the network is certified, the band between it and the ROC curve that is certified when one
+    image of every pair may be perturbed by eps (default: the first dodging budget). Dots are what tau gives.
+    """
+    pairs, summary = found.pairs, found.summary
+    cosine, same, tau = pairs["cosine"].to_numpy(), pairs["same"].to_numpy(), summary["tau"]
+    floor = 0.5 / (~same).sum()
+    grid = np.geomspace(floor, 1, 500)
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    clean = _tar_at(*verification.roc(cosine, same), grid)
+    axes.plot(grid, clean, color="black", drawstyle="steps-post", label="no attack")
+    axes.plot(max(summary["far"], floor), 100 * summary["tar"], "o", color="black")
+    norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
+    budgets = [float(next(iter(summary["cra_d"])))] if eps is None else eps
+    for number, budget in enumerate(budgets if "radius" in pairs else ()):
+        thresholds, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
+        certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
+        axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
+                  drawstyle="steps-post")
+        axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post")
+        here = max(0, np.searchsorted(-thresholds, -tau, side="right") - 1)
+        axes.plot(max(far[here], floor), 100 * tar[here], "o", color=colour)
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), xlabel="FAR (worst case under attack)",
+             ylabel="TAR (certified under attack) [%]", title=title)
+    _finish(figure, [axes], True, zero=False)
+    save_figure(figure, out_png)
+
+
+def plot_radius_histograms(found: Records, out_png: PathLike, title: str = "") -> None:
+    """Histograms of the certified radii of right decisions, with the median of all (wrong ones count as 0)."""
+    figure, panels = _panels(title, "certified radius", "number of decisions")
+    for number, (kind, axes) in enumerate(panels.items()):
+        radius = table_of(found, kind)[RADIUS[kind]].to_numpy()
+        if not len(radius):
+            continue
+        median = certification.lower_median(radius)
+        axes.hist(radius[radius > 0], bins=40, color=COLOURS[number], label=f"right: {np.mean(radius > 0):.1%}")
+        axes.axvline(median, color="black", linestyle="--", label=f"median: {median:.3f}")
+        axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper right", fontsize="small")
+    _finish(figure, panels.values(), False)
+    save_figure(figure, out_png)
+
+
+def plot_feature_norms(results: Mapping[str, Records], out_png: PathLike, title: str = "") -> None:
+    """Histogram of the feature norms |f(x)| over the images, an outline for each named result."""
+    norms = {name: found.images["norm"].to_numpy() for name, found in results.items()}
+    values = np.concatenate(list(norms.values()))
+    values = values[values > 0]
+    if not len(values):
+        raise InputError("no image has a feature norm above 0: there is nothing to plot")
+    wide = values.max() > 20 * values.min()
+    bins = (np.geomspace if wide else np.linspace)(values.min(), values.max() * 1.0001, 61)
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, norm) in enumerate(norms.items()):
+        axes.hist(norm, bins, histtype="step", linewidth=1.5, linestyle=LINES[number % 4], color=COLOURS[number % 7],
+                  label=f"{name}{', ' if name else ''}mean {norm.mean():.3f}")
+    axes.set(xscale="log" if wide else "linear", xlabel=r"feature norm $\|f(x)\|$", ylabel="number of images",
+             title=title)
+    _finish(figure, [axes], True, zero=not wide)
+    save_figure(figure, out_png)
+
+
+def plot_radius_against_attack(found: Records, out_png: PathLike, title: str = "") -> None:
+    """Certified radius against the smallest perturbation that any minimum-norm attack or the audit succeeded with, of
+    right decisions: none may lie below the diagonal. Triangles at the top: no attack succeeded.
+    """
+    points = {KINDS[kind]: _radius_and_norm(found, kind) for kind in KINDS}
+    _scatter(points, "smallest successful perturbation", out_png, title)
+
+
+def plot_radius_against_upper_bound(found: Records, out_png: PathLike, title: str = "") -> None:
+    """Certified radius of rejected false pairs against Theorem 2's upper bound: none may lie below the diagonal."""
+    table = table_of(found, "i")
+    table = table[table["radius"] > 0]
+    points = {"false pairs, rejected": (table["radius"].to_numpy(), table["upper_bound"].to_numpy())}
+    _scatter(points, "upper bound of Theorem 2", out_png, title)
+
+
+def plot_tightness(found: Records, out_png: PathLike, title: str = "") -> None:
+    """Histogram of smallest successful perturbation over certified radius; 1 would be a tight certificate."""
+    pairs = {KINDS[kind]: _radius_and_norm(found, kind) for kind in KINDS}
+    ratios = {label: norm / radius for label, (radius, norm) in pairs.items() if len(norm)}
+    finite = np.concatenate([np.ones(1), *(ratio[np.isfinite(ratio)] for ratio in ratios.values())])
+    wide = finite.max() > 20
+    bins = (np.geomspace if wide else np.linspace)(finite.min() / 1.02, finite.max() * 1.02, 41)
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, ratio) in enumerate(ratios.items()):
+        median = certification.lower_median(ratio)
+        axes.hist(ratio[np.isfinite(ratio)], bins, histtype="step", linewidth=1.5, linestyle=LINES[number],
+                  color=COLOURS[number], label=f"{label}: median {median:.2f}{_failures(ratio)}")
+    axes.axvline(1, color="black", linewidth=1, label="certificate")
+    axes.set(xscale="log" if wide else "linear", ylim=(0, 1.4 * axes.get_ylim()[1]), title=title,
+             ylabel="number of decisions", xlabel="smallest successful perturbation / certified radius")
+    _finish(figure, [axes], True, zero=False)
+    save_figure(figure, out_png)
+
+
+def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Tensor, out_png: PathLike,
+                              captions: Sequence[str]) -> None:
+    """A row for each attacked image: source, the image it is compared with, adversarial image, and the perturbation
+    times 10 on grey. Images [N, 3, H, W] in [-0.5, 0.5]; a caption a row.
+    """
+    columns = {"source": sources, "target": targets, "adversarial": adversarials,
+               r"perturbation $\times$ 10": 10 * (adversarials - sources)}
+    figure = Figure(figsize=(6.2, 0.3 + 1.35 * len(sources)), layout="constrained")
+    for axes, caption in zip(figure.subplots(len(sources), 4, squeeze=False), captions):
+        axes[0].set_ylabel(caption, fontsize="small", rotation=0, ha="right", va="center")
+    for place, (name, images) in enumerate(columns.items()):
+        figure.axes[place].set_title(name, fontsize="medium")
+        for axes, image in zip(figure.axes[place::4], images.detach().cpu()):
+            axes.imshow((image + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
+            axes.set(xticks=[], yticks=[])
+    save_figure(figure, out_png, colours=256)
+
+
+def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) -> None:
+    """Write a figure as PNG, whole or not at all; with `colours` by a palette, as noise would make a large file."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with atomic_write(path, "wb") as file:
+        (image.quantize(colours) if colours else image).save(file, format="png")
+
+
+def _attack_columns(table: pd.DataFrame) -> list[str]:
+    prefixes = tuple(f"{what}_{attack}" for what in ("robust", "norm") for attack in ATTACK_NAMES)
+    return [column for column in table if column.startswith(prefixes)]
+
+
+def _radius_and_norm(found: Records, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Certified radius and smallest successful perturbation of the certified decisions that were attacked."""
+    table = table_of(found, kind)
+    norm = table[[column for column in NORMS if column in table]].min(axis=1)
+    table, norm = table[norm.notna() & (table[RADIUS[kind]] > 0)], norm[norm.notna() & (table[RADIUS[kind]] > 0)]
+    return table[RADIUS[kind]].to_numpy(), norm.to_numpy()
+
+
+def _failures(norms: np.ndarray) -> str:
+    return f", {np.isinf(norms).sum()} of {len(norms)} without success" if np.isinf(norms).any() else ""
+
+
+def _share_above(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(eps, percentage of the values above it): exact, with a step at every value."""
+    eps = np.unique(np.append(values[np.isfinite(values)], 0.))
+    return eps, 100 * (1 - np.searchsorted(np.sort(values), eps, side="right") / len(values))
+
+
+def _tar_at(far: np.ndarray, tar: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """TAR in percent of the loosest threshold whose FAR is at most that of the grid; 0 where there is none."""
+    return 100 * np.append(0., tar)[np.searchsorted(far, grid, side="right")]
+
+
+def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """A panel a kind of attack."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = dict(zip(KINDS, figure.subplots(1, 3, sharey="%" in y)))
+    for kind, axes in panels.items():
+        axes.set(title=KINDS[kind], **({"ylim": (0, 102)} if "%" in y else {}))
+    figure.suptitle(title)
+    figure.supxlabel(f"{x} ({UNIT})", fontsize="medium")
+    panels["u"].set_ylabel(y)
+    return figure, panels
+
+
+def _finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = True) -> None:
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        if zero:
+            axes.set_xlim(0, None)
+    if legend:
+        figure.axes[0].legend(fontsize="small")
+
+
+def _scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, out_png: PathLike, title: str) -> None:
+    figure = Figure(figsize=(5.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    radii, norms = (np.concatenate(values) for values in zip(*points.values()))
+    both = np.concatenate([radii, norms[np.isfinite(norms)]])
+    low, high = (both.min() / 1.3, both.max() * 1.5) if len(radii) else (0.1, 10)
+    axes.plot((low, high), (low, high), color="black", linewidth=1, label="equal")
+    axes.set_xlim(low, radii.max() * 1.3 if len(radii) else high)
+    for number, (name, (radius, norm)) in enumerate(points.items()):
+        if not len(radius):
+            continue
+        style = {"color": COLOURS[number], "alpha": 0.5, "linestyle": "", "markersize": 3.5}
+        done = np.isfinite(norm)
+        axes.plot(radius[done], norm[done], MARKERS[number], label=f"{name}{_failures(norm)}", **style)
+        axes.plot(radius[~done], np.full((~done).sum(), high / 1.1), "^", **style)
+    axes.set(xscale="log", yscale="log", ylim=(low, high), title=title, xlabel=f"certified radius ({UNIT})",
+             ylabel=f"{label} ({UNIT})")
+    _finish(figure, [axes], True, zero=False)
+    save_figure(figure, out_png)

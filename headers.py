@@ -1,0 +1,175 @@
+"""Margin headers: (embeddings [N, emb_size], labels [N]) -> logits [N, num_classes] for a cross entropy.
+
+Every header holds one weight row per identity, drawn from N(0, 0.01^2) and normalised in use; all but NaiveHeader normalise the
+embeddings too. A label of -1 means "none of the identities": its row of logits carries no margin. Logits are computed in float32 or better,
+also under autocast. `step` is the number of the optimiser step: headers that draw random numbers key them by it (see ECosFace).
+"""
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.utils_distributed import all_gather_interleaved, rank, world_size
+
+HEADERS = ("arcface", "cosface", "adacos", "ecosface", "naive")
+
+
+class Header(nn.Module):
+    """The weight and what all headers share; a header implements `logits(products, labels)`."""
+
+    normalises_embeddings = True
+
+    def __init__(self, num_classes: int, emb_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.normal(0.0, 0.01, (num_classes, emb_size)))
+        self.step = 0
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """embeddings [N, emb_size], labels int64 [N] in [-1, num_classes) -> logits [N, num_classes]."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            weight = F.normalize(self.weight)
+            embeddings = embeddings.to(weight.dtype)
+            if self.normalises_embeddings:
+                embeddings = F.normalize(embeddings)
+                return self.logits(F.linear(embeddings, weight).clamp(-1, 1), labels)
+            return self.logits(F.linear(embeddings, weight), labels)
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+
+
+def _at_targets(values: Tensor, labels: Tensor) -> Tensor:
+    """The entry of each row at its label, [N]; that of column 0 where the label is -1."""
+    return values.gather(1, labels.clamp_min(0).view(-1, 1)).squeeze(1)
+
+
+def _subtract_at_targets(values: Tensor, labels: Tensor, margin: "Tensor | float") -> Tensor:
+    """values with `margin` (one, or one per row) subtracted at each row's label; nothing where the label is -1."""
+    margin = torch.as_tensor(margin, dtype=values.dtype, device=values.device).expand(len(values))
+    margin = torch.where(labels >= 0, margin, torch.zeros_like(margin))
+    return values.scatter_add(1, labels.clamp_min(0).view(-1, 1), -margin.view(-1, 1))
+
+
+class ArcFace(Header):
+    """s cos(theta + m) at the target, s cos(theta) elsewhere (Deng et al., CVPR 2019).
+
+    As in insightface, the margin acts on the value only: the gradient of the target logit is that of s cos(theta).
+    """
+
+    def __init__(self, num_classes: int, emb_size: int, s: float = 64.0, m: float = 0.5):
+        super().__init__(num_classes, emb_size)
+        self.s, self.m = s, m
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = _at_targets(products, labels)
+            margin = target - torch.cos(torch.acos(target) + self.m)
+        return self.s * _subtract_at_targets(products, labels, margin)
+
+
+class CosFace(Header):
+    """s (cos(theta) - m) at the target, s cos(theta) elsewhere (Wang et al., CVPR 2018)."""
+
+    def __init__(self, num_classes: int, emb_size: int, s: float = 64.0, m: float = 0.4):
+        super().__init__(num_classes, emb_size)
+        self.s, self.m = s, m
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        return self.s * _subtract_at_targets(products, labels, self.m)
+
+
+class NaiveHeader(Header):
+    """s <w, e> with unit rows w and the embedding as it is, minus s m at the target: "last-layer normalisation" (LLN)."""
+
+    normalises_embeddings = False
+
+    def __init__(self, num_classes: int, emb_size: int, s: float = 4.0, m: float = 8**0.5):
+        super().__init__(num_classes, emb_size)
+        self.s, self.m = s, m
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        return self.s * _subtract_at_targets(products, labels, self.m)
+
+
+class AdaCos(Header):
+    """s cos(theta) with s adapted at every training step (Zhang et al., CVPR 2019).
+
+    s starts at sqrt(2) log(num_classes - 1); then s = log(B) / cos(min(pi/4, median theta)), where B is the mean over the batch of the
+    sum over the other classes of exp(s cos(theta)), and the median is that of the target angles, both over the batches of all ranks.
+    `s` is a buffer and stays as it is in eval mode. Raises ValueError for fewer than three classes, where s would be 0.
+    """
+
+    def __init__(self, num_classes: int, emb_size: int):
+        super().__init__(num_classes, emb_size)
+        if num_classes < 3:
+            raise ValueError(f"AdaCos needs at least 3 classes, got {num_classes}")
+        self.register_buffer("s", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        if self.training:
+            self._adapt(products.detach(), labels)
+        return self.s * products
+
+    @torch.no_grad()
+    def _adapt(self, products: Tensor, labels: Tensor) -> None:
+        exponents = self.s * products
+        # -inf, i.e. a term of 0, at the target
+        target = F.one_hot(labels.clamp_min(0), products.shape[1]).bool() & (labels >= 0).view(-1, 1)
+        others = all_gather_interleaved(exponents.masked_fill(target, -math.inf).logsumexp(1))
+        angles = torch.acos(_at_targets(products, labels))
+        angles = all_gather_interleaved(torch.where(labels >= 0, angles, torch.full_like(angles, math.nan)))
+        median = angles.nanmedian().nan_to_num(math.pi / 4)  # no target in the whole batch: the largest angle that counts
+        log_mean = others.logsumexp(0) - math.log(len(others))
+        self.s.copy_(log_mean / torch.cos(median.clamp_max(math.pi / 4)))
+
+
+class ECosFace(Header):
+    """ElasticFace-Cos: CosFace with a margin ~ N(m, std) per sample (Boutros et al., CVPRW 2022).
+
+    plus: the margins of the batch, sorted ascending, go to the samples sorted by target cosine descending, so that a hard sample gets a
+    large margin. assign="rank" does that; assign="published" gives sample i the margin of rank order[i], order being that argsort,
+    as the published code does.
+
+    The margins of a step are drawn for the whole global batch from (seed, step), and sorted over the target cosines of all
+    ranks: the result does not depend on the number of processes. In training mode every call counts `step` up; a training loop sets it.
+    """
+
+    def __init__(self, num_classes: int, emb_size: int, s: float = 64.0, m: float = 0.35, std: float = 0.025, plus: bool = True,
+                 assign: str = "rank", seed: int = 0):
+        super().__init__(num_classes, emb_size)
+        if assign not in ("rank", "published"):
+            raise ValueError(f"assign is {assign!r}, expected 'rank' or 'published'")
+        self.s, self.m, self.std, self.plus, self.assign, self.seed = s, m, std, plus, assign, seed
+
+    def logits(self, products: Tensor, labels: Tensor) -> Tensor:
+        margins = self._margins(_at_targets(products.detach(), labels), labels)
+        if self.training:
+            self.step += 1
+        return self.s * _subtract_at_targets(products, labels, margins)
+
+    @torch.no_grad()
+    def _margins(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        """[N] margins of this rank's samples from their target cosines [N]."""
+        # numpy's generator takes the pair as its seed; torch's would keep the low 32 bits of one number
+        normal = np.random.default_rng([self.seed, self.step]).standard_normal(world_size() * len(cosines))
+        margins = torch.from_numpy(self.m + self.std * normal).to(device=cosines.device, dtype=cosines.dtype, non_blocking=True)
+        if self.plus:
+            # samples without a target come last and keep the largest margins, which they do not use
+            gathered = all_gather_interleaved(torch.where(labels >= 0, cosines, torch.full_like(cosines, -2.0)))
+            order = torch.argsort(gathered, descending=True, stable=True)
+            ascending = margins.sort().values
+            margins = ascending[order] if self.assign == "published" else torch.empty_like(ascending).scatter_(0, order, ascending)
+        return margins[rank()::world_size()]
+
+
+def get_header(name: str, num_classes: int, emb_size: int, **kw) -> Header:
+    """The header `name` of HEADERS; `kw` goes to its constructor. Raises ValueError for an unknown name."""
+    kinds = dict(zip(HEADERS, (ArcFace, CosFace, AdaCos, ECosFace, NaiveHeader)))
+    if name not in kinds:
+        raise ValueError(f"header is {name!r}, expected one of {', '.join(HEADERS)}")
+    return kinds[name](num_classes, emb_size, **kw)

@@ -1,0 +1,159 @@
+"""Margin headers against the golden data and against their definitions, sample by sample."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHARED, needs_shared
+
+from headers import AdaCos, ArcFace, CosFace, ECosFace, NaiveHeader, get_header
+
+CLASSES, SIZE = 10, 16
+LABELS = torch.tensor([0, 3, 9, 3, -1, 5])
+
+
+def batch(seed=0, count=6):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, SIZE, generator=generator, dtype=torch.float64)
+
+
+def cosines(header, embeddings):
+    return F.normalize(embeddings) @ F.normalize(header.weight.detach()).T
+
+
+@needs_shared
+@pytest.mark.parametrize("name, make", [("ArcFace", ArcFace), ("NaiveHeader", NaiveHeader), ("ECosFace_std0", lambda c, e: ECosFace(c, e, std=0.))])
+def test_golden_values_and_gradients(name, make):
+    golden = np.load(SHARED / "golden" / "golden.npz")
+    header = make(CLASSES, SIZE)
+    with torch.no_grad():
+        header.weight.copy_(torch.from_numpy(golden["header.weight"]))
+    embeddings = torch.from_numpy(golden["header.embeddings"]).requires_grad_()
+    labels = golden[f"{name}.labels"] if f"{name}.labels" in golden else golden["header.labels"]
+    logits = header(embeddings, torch.from_numpy(labels))
+    logits.square().sum().backward()
+    found = {"logits": logits.detach(), "grad": embeddings.grad, "wgrad": header.weight.grad}
+    for key in found:
+        if f"{name}.{key}" in golden:
+            expected = golden[f"{name}.{key}"]
+            assert np.abs(found[key].numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("make, target", [
+    (lambda: ArcFace(CLASSES, SIZE), lambda c: math.cos(math.acos(c) + 0.5)),
+    (lambda: CosFace(CLASSES, SIZE, m=0.3), lambda c: c - 0.3),
+    (lambda: ECosFace(CLASSES, SIZE, std=0.0), lambda c: c - 0.35)])
+def test_margin_is_on_the_target_only(make, target):
+    header, embeddings = make().double(), batch()
+    expected = cosines(header, embeddings)
+    for row, label in enumerate(LABELS.tolist()):
+        if label >= 0:
+            expected[row, label] = target(expected[row, label].item())
+    assert torch.allclose(header(embeddings, LABELS), 64 * expected, rtol=1e-9)
+
+
+def test_naive_header_uses_the_length_of_the_embedding():
+    header, embeddings = NaiveHeader(CLASSES, SIZE).double(), batch()
+    expected = embeddings @ F.normalize(header.weight).T
+    for row, label in enumerate(LABELS.tolist()):
+        if label >= 0:
+            expected[row, label] -= 8**0.5
+    assert torch.allclose(header(embeddings, LABELS), 4 * expected, rtol=1e-9)
+
+
+def test_arcface_passes_the_gradient_of_the_plain_cosine():
+    header, labels = ArcFace(CLASSES, SIZE).double(), LABELS.clamp_min(0)
+    plain, margin = (batch().requires_grad_() for _ in range(2))
+    (64 * cosines(header, plain)).sum().backward()
+    header(margin, labels).sum().backward()
+    assert torch.allclose(plain.grad, margin.grad, rtol=1e-9)
+
+
+def test_arcface_survives_cosines_beyond_one():
+    header = ArcFace(CLASSES, SIZE)
+    embeddings = (1e6 * header.weight.detach()[:6]).requires_grad_()  # the normalised product of equal vectors may round to 1 + 1e-7
+    logits = header(embeddings, torch.arange(6))
+    logits.sum().backward()
+    assert torch.isfinite(logits).all() and torch.isfinite(embeddings.grad).all()
+
+
+@pytest.mark.parametrize("name", ["arcface", "cosface", "adacos", "ecosface", "naive"])
+def test_all_take_zero_embeddings_minus_one_and_autocast(name):
+    header = get_header(name, CLASSES, SIZE)
+    assert header.weight.std().item() == pytest.approx(0.01, rel=0.3)
+    embeddings = torch.cat([torch.zeros(2, SIZE), batch().float()])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = header(embeddings.bfloat16(), torch.full((8,), -1))
+    assert logits.shape == (8, CLASSES) and logits.dtype == torch.float32 and torch.isfinite(logits).all()
+
+
+def test_elastic_margins_by_rank():
+    """Sorted margins, ascending, to the samples by target cosine, descending."""
+    header, embeddings, labels = ECosFace(CLASSES, SIZE, std=0.1).double(), batch(), LABELS.clamp_min(0)
+    cosine = cosines(header, embeddings)
+    target = cosine[torch.arange(6), labels]
+    margins = target - header(embeddings, labels).detach()[torch.arange(6), labels] / 64
+    hardest_last = sorted(range(6), key=lambda i: -target[i].item())
+    assert [m.item() for m in margins[hardest_last]] == sorted(m.item() for m in margins) and margins.std() > 0.01
+
+
+def test_elastic_margins_as_published():
+    embeddings, labels = batch(), LABELS.clamp_min(0)
+    header = ECosFace(CLASSES, SIZE, std=0.1, assign="published").double()
+    target = cosines(header, embeddings)[torch.arange(6), labels]
+    margins = target - header(embeddings, labels).detach()[torch.arange(6), labels] / 64
+    ascending, order = margins.sort().values, torch.argsort(target, descending=True)
+    assert torch.allclose(margins, ascending[order])
+
+
+def test_elastic_margins_are_keyed_by_seed_and_step():
+    weight = torch.randn(CLASSES, SIZE, dtype=torch.float64)
+
+    def logits(seed, step, plus):
+        header = ECosFace(CLASSES, SIZE, std=0.1, plus=plus, seed=seed).double()
+        header.weight.data.copy_(weight)
+        header.step = step
+        return header(batch(), LABELS)
+
+    for plus in (True, False):
+        first = logits(1, 5, plus)
+        assert torch.equal(first, logits(1, 5, plus))
+        assert not torch.equal(first, logits(1, 6, plus)) and not torch.equal(first, logits(2, 5, plus))
+    header = ECosFace(CLASSES, SIZE, std=0.1)
+    before = torch.get_rng_state()
+    assert not torch.equal(header(batch().float(), LABELS), header(batch().float(), LABELS))
+    assert torch.equal(torch.get_rng_state(), before) and header.step == 2
+    header.eval()(batch().float(), LABELS)
+    assert header.step == 2
+
+
+def test_elastic_margins_have_the_stated_distribution():
+    header = ECosFace(CLASSES, SIZE, plus=False)
+    margins = header._margins(torch.zeros(20000), torch.zeros(20000, dtype=torch.long))
+    assert margins.mean().item() == pytest.approx(0.35, abs=1e-3) and margins.std().item() == pytest.approx(0.025, rel=0.03)
+
+
+def test_adacos_scale_is_the_definition():
+    header, embeddings = AdaCos(CLASSES, SIZE).double(), batch()
+    assert header.s.item() == pytest.approx(math.sqrt(2) * math.log(CLASSES - 1))
+    for _ in range(3):
+        s, cosine = header.s.item(), cosines(header, embeddings)
+        others = [sum(math.exp(s * cosine[i, j]) for j in range(CLASSES) if j != LABELS[i]) for i in range(6)]
+        angles = sorted(math.acos(cosine[i, LABELS[i]]) for i in range(6) if LABELS[i] >= 0)
+        expected = math.log(sum(others) / 6) / math.cos(min(math.pi / 4, angles[2]))
+        logits = header(embeddings, LABELS)
+        assert header.s.item() == pytest.approx(expected, rel=1e-9)
+        assert torch.allclose(logits, header.s * cosine, rtol=1e-9)
+    kept = header.s.item()
+    header.eval()(batch(1), LABELS)
+    assert header.s.item() == kept and "s" in header.state_dict()
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="arcfac"):
+        get_header("arcfac", 3, 4)
+    with pytest.raises(ValueError, match="assign"):
+        ECosFace(3, 4, assign="random")
+    with pytest.raises(ValueError, match="at least 3"):
+        AdaCos(2, 4)

@@ -1,0 +1,386 @@
+"""SLL layers against their formula, written out naively in float64, and against their claim: no singular value above 1."""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from backbones import custom_layers as layers
+from backbones import get_backbone
+from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
+from backbones.sllnet import SLLNet
+
+LIMIT = {torch.float32: 1 + 1e-5, torch.float64: 1 + 1e-12}
+
+
+def naive_t(weight: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Equation (SLL) word for word, in float64: the whole zero-padded autocorrelation, all (2k-1)^2 shifts."""
+    weight, q = weight.double(), q.double()
+    correlation = F.conv2d(weight, weight, padding=weight.shape[-1] - 1) if weight.dim() == 4 else (weight @ weight.T)[:, :, None, None]
+    sums = (correlation.abs().sum((2, 3)) * torch.exp(q[None, :] - q[:, None])).sum(1)
+    return torch.where(sums > 0, 1 / sums, torch.zeros_like(sums))
+
+
+def naive_conv(z, weight, bias, q):
+    pad = weight.shape[-1] // 2
+    inner = naive_t(weight, q).view(-1, 1, 1) * F.relu(F.conv2d(z, weight, padding=pad) + bias)
+    return z - 2 * F.conv_transpose2d(inner, weight, padding=pad)
+
+
+def random_(layer: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return layer
+
+
+def largest_singular_value(layer: nn.Module, shape, seed: int) -> float:
+    """Of the layer's Jacobian at a random point, computed in the layer's dtype; the decomposition in float64."""
+    dtype = next(layer.parameters()).dtype
+    z = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    jacobian = torch.autograd.functional.jacobian(layer, z).double()
+    return torch.linalg.matrix_norm(jacobian.reshape(-1, z.numel()), 2).item()
+
+
+def adversarial(layer: nn.Module, how: str) -> nn.Module:
+    with torch.no_grad():
+        rows = torch.linspace(-1, 1, len(layer.q), dtype=torch.float64)
+        column = (-1,) + (1,) * (layer.weight.dim() - 1)
+        if how == "tiny":
+            layer.weight.mul_(1e-22)
+        elif how == "huge":
+            layer.weight.mul_(1e22)
+        elif how == "enormous":
+            layer.weight.mul_(1e36)
+        elif how == "uneven":
+            layer.weight.mul_((10 ** (20 * rows)).view(column))
+        elif how == "equal rows":
+            layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
+        elif how == "zero rows":
+            layer.weight[::2] = 0
+        elif how == "all zero":
+            layer.weight.zero_()
+        elif how == "extreme q":
+            layer.q.copy_(500 * rows)
+    return layer
+
+
+SCALINGS = ("none", "tiny", "huge", "enormous", "uneven", "equal rows", "zero rows", "all zero", "extreme q")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_rescaling_is_the_formula(k):
+    weight, q = torch.randn(7, 5, k, k, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    assert torch.allclose(rescaling(weight, q), naive_t(weight, q), rtol=1e-12)
+    assert torch.allclose(rescaling(weight.float(), q.float()).double(), naive_t(weight.float(), q.float()), rtol=1e-5)
+
+
+def test_rescaling_against_loops():
+    """The autocorrelation itself, tap by tap, so that the oracle above is checked too."""
+    weight, q = torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    for i in range(3):
+        total = 0.0
+        for j in range(3):
+            for dy in range(-2, 3):
+                for dx in range(-2, 3):
+                    overlap = sum(weight[i, c, y, x] * weight[j, c, y + dy, x + dx] for c in range(2) for y in range(3) for x in range(3)
+                                  if 0 <= y + dy < 3 and 0 <= x + dx < 3)
+                    total += abs(float(overlap)) * math.exp(q[j] - q[i])
+        assert rescaling(weight, q)[i].item() == pytest.approx(1 / total, rel=1e-12)
+
+
+def test_rescaling_gradient_is_that_of_the_formula():
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(6, dtype=torch.float64)
+    expected = torch.autograd.grad((naive_t(weight, q) * direction).sum(), (weight, q))
+    found = torch.autograd.grad((rescaling(weight, q) * direction).sum(), (weight, q))
+    for a, b in zip(found, expected):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    dense, q = torch.randn(6, 9, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(rescaling, (dense, q))
+
+
+def test_rescaling_of_dead_rows_is_zero():
+    weight = torch.randn(4, 3, 3, 3)
+    weight[2] = 0
+    t = rescaling(weight, torch.randn(4))
+    assert t[2] == 0 and (t[[0, 1, 3]] > 0).all()
+
+
+def test_conv_is_the_formula():
+    layer = random_(SLLConv2d(5, 5, bias=True).double())
+    z = torch.randn(2, 5, 9, 8, dtype=torch.float64, requires_grad=True)
+    expected = naive_conv(z, layer.weight, layer.bias, layer.q)
+    found = layer(z)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(found)
+    inputs = (z, layer.weight, layer.bias, layer.q)
+    for a, b in zip(torch.autograd.grad((found * direction).sum(), inputs), torch.autograd.grad((expected * direction).sum(), inputs)):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_linear_is_the_formula():
+    layer = random_(SLLLinear(11, 6, bias=True).double())
+    z = torch.randn(3, 11, dtype=torch.float64)
+    root = naive_t(layer.weight, torch.zeros(6)).sqrt()
+    assert torch.allclose(layer(z), root * (z @ layer.weight.T + layer.bias), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("how", SCALINGS)
+@pytest.mark.parametrize("make, shape", [(lambda: SLLConv2d(3, 3, bias=True), (3, 5, 5)), (lambda: SLLConv2d(4, 6, 1), (4, 3, 3)),
+                                         (lambda: SLLConv2d(2, 5, 5), (2, 6, 6)), (lambda: SLLConv2d(3, 4, 3, stride=2), (3, 6, 5)),
+                                         (lambda: SLLLinear(20, 7), (20,))])
+def test_no_singular_value_above_one(make, shape, how, dtype):
+    for seed in range(3):
+        layer = adversarial(random_(make().to(dtype), seed), how)
+        for mode in (True, False):
+            value = largest_singular_value(layer.train(mode), shape, seed)
+            assert value <= LIMIT[dtype] and math.isfinite(value)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_no_singular_value_above_one_during_training(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(SLLConv2d(4, 4, bias=True), nn.Flatten(), SLLLinear(4 * 25, 10)).to(dtype)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for step in range(30):
+        if step % 10 == 0:
+            for layer, shape in ((net[0], (4, 5, 5)), (net[2], (100,))):
+                assert largest_singular_value(layer, shape, step) <= LIMIT[dtype]
+        optimizer.zero_grad()
+        (-net(torch.randn(8, 4, 5, 5, dtype=dtype)).square().sum()).backward()
+        optimizer.step()
+    assert largest_singular_value(net, (4, 5, 5), 1) <= LIMIT[dtype]
+
+
+def test_the_bound_is_tight():
+    """A 1x1 orthogonal kernel with equal q reaches 1, so a bound that were looser or t that were larger would be seen."""
+    layer = SLLConv2d(4, 4, 1)
+    with torch.no_grad():
+        layer.q.zero_()
+    assert torch.allclose(rescaling(layer.weight, layer.q), torch.ones(4), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sllnet_small", "sllnet_mnist"])
+def test_networks_are_1_lipschitz(name):
+    network = random_(get_backbone(name)).double()
+    shape = (1, 28, 28) if name == "sllnet_mnist" else (3, 112, 112)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(4, *shape, generator=generator, dtype=torch.float64) - 0.5
+    for scale in (1e-3, 1.0):
+        delta = scale * torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+        moved = (network(x + delta) - network(x)).flatten(1).norm(dim=1)
+        assert (moved <= delta.flatten(1).norm(dim=1) * (1 + 1e-12)).all()
+
+
+def test_half_precision_keeps_t_in_float32(monkeypatch):
+    seen = []
+    plain = layers._RootOfT.apply
+    monkeypatch.setattr(layers._RootOfT, "apply", lambda w, q: (seen.append((w.dtype, q.dtype)), plain(w, q))[1])
+    layer = random_(SLLConv2d(8, 8, bias=True))
+    z = torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        weight, _ = rescaled(layer.weight, layer.bias, layer.q)
+        out = layer(z)
+    assert weight.dtype == torch.float32 and torch.equal(weight, rescaled(layer.weight, layer.bias, layer.q)[0])
+    assert out.dtype == torch.float32 and torch.allclose(out, layer(z), atol=0.05)
+    copy.deepcopy(layer).to(torch.bfloat16)(z.bfloat16())
+    assert set(seen) == {(torch.float32, torch.float32)}
+
+
+def test_fp16_network_keeps_the_dense_layer_in_float32():
+    torch.manual_seed(0)
+    network = SLLNet([1, 1, 1, 1], emb_size=8, fp16=True)
+    seen = []
+    network.linear.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].dtype, torch.is_autocast_enabled("cpu"))))
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 112, 112)).dtype == torch.float32
+    assert seen == [(torch.float32, False)]
+
+
+# what is kept in eval mode must never be stale -------------------------------------------------------------------------------------
+
+def fresh(layer, z):
+    """What a copy gives that kept nothing."""
+    return copy.deepcopy(layer)(z)
+
+
+def edit_in_place(layer):
+    with torch.no_grad():
+        layer.weight.mul_(2).add_(0.1)
+
+
+def edit_q(layer):
+    with torch.no_grad():
+        layer.q.copy_(torch.linspace(-1, 1, len(layer.q)))
+
+
+def edit_bias(layer):
+    with torch.no_grad():
+        layer.bias.add_(1)
+
+
+def load(layer):
+    layer.load_state_dict(random_(copy.deepcopy(layer), 9).state_dict())
+
+
+def load_assign(layer):
+    layer.load_state_dict({k: v.clone() + 0.5 for k, v in layer.state_dict().items()}, assign=True)
+
+
+def replace_data(layer):
+    layer.weight.data = torch.randn_like(layer.weight)
+
+
+def replace_parameter(layer):
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+
+def to_vector(layer):
+    vector = nn.utils.parameters_to_vector(layer.parameters())
+    nn.utils.vector_to_parameters(2 * vector + 0.1, layer.parameters())
+
+
+def optimise(layer):
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.5)
+    layer(torch.ones(1, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("change", [edit_in_place, edit_q, edit_bias, load, load_assign, replace_data, replace_parameter, to_vector, optimise])
+def test_kept_weights_follow_every_change(change):
+    layer, z = random_(SLLConv2d(4, 4, bias=True)).eval(), torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        before = layer(z)
+        assert torch.equal(before, layer(z))
+    change(layer)
+    with torch.no_grad():
+        assert torch.equal(layer(z), fresh(layer, z)) and not torch.equal(layer(z), before)
+
+
+def test_kept_weights_follow_moves_and_copies():
+    layer, z = random_(SLLConv2d(4, 4, bias=True)).eval(), torch.randn(2, 4, 5, 5)
+    with torch.inference_mode():
+        single = layer(z)
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.weight.mul_(3)
+        assert not torch.equal(twin(z), layer(z)) and torch.equal(layer(z), single)
+        assert layer.double()(z.double()).dtype == torch.float64
+        assert torch.allclose(layer(z.double()), fresh(layer, z.double()), rtol=1e-12)
+        assert layer.float().train()(z).dtype == torch.float32
+
+
+def test_what_is_kept_is_used_and_never_hides_gradients(monkeypatch):
+    calls = []
+    plain = layers.rescaled
+    monkeypatch.setattr(layers, "rescaled", lambda *a: (calls.append(1), plain(*a))[1])
+    layer, z = random_(SLLConv2d(4, 4, bias=True)).eval(), torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        layer(z), layer(z)
+    assert len(calls) == 1
+    layer(z).sum().backward()
+    assert layer.weight.grad is not None and layer.q.grad is not None and len(calls) == 2
+    layer.requires_grad_(False)
+    z.requires_grad_()
+    layer(z).sum().backward()
+    assert z.grad is not None and len(calls) == 2
+
+
+def test_rescaling_once_for_several_passes_gives_the_whole_gradient(monkeypatch):
+    calls = []
+    plain = layers._RootOfT.apply
+    monkeypatch.setattr(layers._RootOfT, "apply", lambda *a: (calls.append(1), plain(*a))[1])
+    network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), nn.Flatten(), random_(SLLLinear(100, 7))).double()
+    z = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    network(z).square().sum().backward()
+    expected = [p.grad for p in network.parameters() if p.requires_grad]
+    network.zero_grad()
+    calls.clear()
+    with layers.RescaledOnce(network) as rescaling:
+        for number, part in enumerate(z.chunk(3)):
+            if number == 2:
+                rescaling.last()
+            network(part).square().sum().backward()
+    assert len(calls) == 2, "once a layer"
+    for p, gradient in zip([p for p in network.parameters() if p.requires_grad], expected, strict=True):
+        assert torch.allclose(p.grad, gradient, rtol=1e-10, atol=1e-12)
+    network.zero_grad()
+    network(z).square().sum().backward()
+    assert torch.allclose(network[0].weight.grad, expected[0])
+
+
+# shape changes ---------------------------------------------------------------------------------------------------------------------
+
+def test_maxmin_sorts_the_halves():
+    z = torch.randn(2, 6, 3, 3)
+    out = MaxMin()(z)
+    assert torch.equal(out[:, :3], torch.maximum(z[:, :3], z[:, 3:])) and torch.equal(out[:, 3:], torch.minimum(z[:, :3], z[:, 3:]))
+    with pytest.raises(ValueError, match="even"):
+        MaxMin()(torch.randn(1, 3, 2, 2))
+
+
+def test_padding_and_first_channels_are_inverse():
+    z = torch.randn(2, 3, 4, 4)
+    padded = PaddingChannels(8)(z)
+    assert padded.shape == (2, 8, 4, 4) and padded[:, 3:].abs().sum() == 0 and torch.equal(FirstChannels(3)(padded), z)
+    with pytest.raises(ValueError, match="cannot pad 3 channels to 2"):
+        PaddingChannels(2)(z)
+    with pytest.raises(ValueError, match="cannot keep 4 of 3"):
+        FirstChannels(4)(z)
+
+
+def test_downsize():
+    z = torch.randn(2, 8, 6, 4)
+    out = Downsize(8, 16)(z)
+    assert out.shape == (2, 16, 3, 2)
+    assert torch.equal(out, F.pixel_unshuffle(torch.maximum(z[:, :4], z[:, 4:]), 2))
+    assert torch.equal(Downsize(8, 24)(z), F.pixel_unshuffle(MaxMin()(z)[:, :6], 2))
+    for oc in (18, 40):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            Downsize(8, oc)
+
+
+def test_small_network_is_small_and_even_kernels_are_refused():
+    parameters = sum(p.numel() for p in get_backbone("sllnet_small").parameters())
+    assert 1e6 <= parameters <= 4e6
+    with pytest.raises(ValueError, match="odd"):
+        SLLConv2d(4, 4, kernel_size=2)
+
+
+# torch.compile ---------------------------------------------------------------------------------------------------------------------
+
+def test_compiled_network_gives_the_same_in_both_modes():
+    torch._dynamo.reset()
+    network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), Downsize(4, 8), nn.Flatten(), random_(SLLLinear(32, 5)))
+    compiled = torch.compile(network, backend="aot_eager")
+    z = torch.randn(3, 4, 4, 4)
+    for mode in (True, False):
+        network.train(mode)
+        assert torch.allclose(compiled(z), network(z), atol=1e-6)
+    with torch.no_grad():
+        before = compiled(z)
+        network[0].weight.mul_(2).add_(0.1)
+        assert torch.allclose(compiled(z), network(z), atol=1e-6) and not torch.allclose(compiled(z), before, atol=1e-3)
+
+
+def test_compiled_training_step_has_no_graph_breaks():
+    torch._dynamo.reset()
+    network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), nn.Flatten(), random_(SLLLinear(64, 5)))
+    z = torch.randn(3, 4, 4, 4)
+    network(z).square().sum().backward()
+    expected = [p.grad.clone() for p in network.parameters() if p.requires_grad]
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        network.zero_grad()
+        with layers.RescaledOnce(network) as rescaling:
+            rescaling.last()
+            compiled(z).square().sum().backward()
+    for p, gradient in zip([p for p in network.parameters() if p.requires_grad], expected, strict=True):
+        assert torch.allclose(p.grad, gradient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,330 @@
+"""`python -m eval attack`: its columns against attacks run pair by pair, its figures against its columns."""
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from small_world import command, faces, world, write_bin  # noqa: F401
+
+import attacks
+import backbones.custom_layers as layers
+from backbones import get_backbone, load_network
+from eval import journal, robustness, verification
+from utils import InputError
+from utils.utils_image import decode_image
+
+BUDGETS = ("--eps-u", "1.45", "1.6", "--eps", "0.06", "0.3")
+
+
+def read(folder):
+    pairs, images = (pd.read_csv(folder / f"{name}.csv", float_precision="round_trip") for name in ("pairs", "images"))
+    return pairs, images, json.loads((folder / "summary.json").read_text())
+
+
+def plain_images(world, flip=False):
+    images = verification.read_bin(world / "faces.bin").images
+    batch = (torch.stack([decode_image(data, "") for data in images]).float() - 127.5) / 255
+    return batch.flip(-1) if flip else batch
+
+
+def sides(row):
+    """(attacked, compared with) of a row, by image number."""
+    return [(row.left, row.right), (row.right, row.left)] if hasattr(row, "left") else [(row.image, row.image)]
+
+
+def objective(row):
+    return "untargeted" if not hasattr(row, "same") else "dodging" if row.same else "impersonation"
+
+
+def right(table):
+    return table.accepted == table.same if "same" in table else table.norm > 0
+
+
+def lower(values):
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fgsm"])
+def test_robust_is_what_resists_attacks_on_either_image(world, name):
+    network, images = load_network("tiny", world / "tiny.pt"), plain_images(world)
+    assert command(world, "attack", "--attack", name, *BUDGETS) == 0
+    pairs, photos, summary = read(world / "out")
+    for table, budgets in ((photos, (1.45, 1.6)), (pairs, (0.06, 0.3))):
+        for row, fine in zip(table.itertuples(), right(table)):
+            standing = fine
+            for eps in budgets:
+                for side, (x, y) in enumerate(sides(row)):
+                    result = attacks.preset(name, eps)(network, images[[x]], network(images[[y]]), objective(row), 0.3,
+                                                       sample_ids=[2 * row.Index + side])
+                    standing &= not bool(result.success)
+                assert table[f"robust_{name}_{eps}"][row.Index] == standing
+    found = pairs[f"robust_{name}_0.3"]
+    assert 0 < found.sum() < right(pairs).sum() and (name == "fgsm" or 0 < summary["era_u"][name]["1.6"] < 1)
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_every_figure_follows_from_the_csv_files(world, protocol):
+    for name in ("pgd", "cw", "ddn"):
+        more = () if name == "pgd" else ("--steps", "8")
+        assert command(world, "attack", "--attack", name, "--protocol", protocol, *BUDGETS, *more) == 0
+    pairs, images, summary = read(world / "out")
+    assert len(pairs) == 12 * (1 + (protocol == "paper")) and list(summary["attacks"]) == ["pgd", "cw", "ddn"]
+    for kind, table in (("u", images), ("d", pairs[pairs.same]), ("i", pairs[~pairs.same])):
+        fine = right(table)
+        for eps in map(str, (1.45, 1.6) if kind == "u" else (0.06, 0.3)):
+            assert summary[f"era_{kind}"]["pgd"][eps] == table[f"robust_pgd_{eps}"].mean()
+            radius = table.radius_u if kind == "u" else table.radius
+            for name in ("cw", "ddn"):
+                assert summary[f"era_{kind}"][name][eps] == (fine & (table[f"norm_{name}"] > float(eps))).mean()
+            assert all(era[eps] >= (radius > float(eps)).mean() for era in summary[f"era_{kind}"].values())
+        for name in ("cw", "ddn"):
+            if (protocol, name) != ("paper", "cw"):
+                norms, missing = table[fine][f"norm_{name}"].tolist(), math.inf
+                assert (table[~fine][f"norm_{name}"] == 0).all()
+            else:
+                columns = [f"norm_{name}"] if kind == "u" else [f"norm_{name}_left", f"norm_{name}_right"]
+                norms, missing = [v for c in columns for v in table[c] if v < math.inf], None
+            median = lower(norms) if norms else missing
+            found = summary[f"med_attack_{kind}"][name]
+            assert found == (None if median == math.inf else median)
+            assert (found is None) == (f"med_attack_{kind}.{name}" in summary["reasons"])
+    assert any(summary[f"med_attack_{kind}"]["ddn"] for kind in "udi")
+    expected = {"steps": 20, "restarts": 1, "seed": 0, "limit": None, "skip": True}
+    assert summary["attacks"]["pgd"].items() >= expected.items()
+
+
+def test_published_cw_counts_the_left_success_for_both_sides(world):
+    network, images = load_network("tiny", world / "tiny.pt"), plain_images(world)
+    assert command(world, "attack", "--attack", "cw", "--protocol", "paper", "--steps", "8", *BUDGETS) == 0
+    pairs, _, _ = read(world / "out")
+    counted = set()
+    for row in pairs[~pairs.flipped].itertuples():
+        results = [attacks.preset("cw", protocol="paper", steps=8)(network, images[[x]], network(images[[y]]),
+                                                                    objective(row), 0.3) for x, y in sides(row)]
+        success = [bool(result.success) for result in results]
+        success = [success[0], success[0] if row.same else success[1]]
+        for result, (x, _), fine, found in zip(results, sides(row), success, (row.norm_cw_left, row.norm_cw_right)):
+            norm = float((result.adversarial - images[[x]]).norm())
+            assert found == pytest.approx(norm if fine else math.inf, rel=1e-4, abs=1e-4)
+        counted.add(success[0])
+    assert counted == {True, False}
+
+
+def test_skipping_what_is_certified_changes_costs_only(world):
+    assert command(world, "attack", "--attack", "pgd", "--limit", "5", *BUDGETS, out="skip") == 0
+    assert command(world, "attack", "--attack", "pgd", "--limit", "5", "--no-skip", *BUDGETS, out="all") == 0
+    (pairs, images, summary), (pairs_all, images_all, summary_all) = read(world / "skip"), read(world / "all")
+    pd.testing.assert_frame_equal(pairs, pairs_all)
+    pd.testing.assert_frame_equal(images, images_all)
+    some, every = summary["attacks"]["pgd"], summary_all["attacks"]["pgd"]
+    assert some["forward_passes"] < every["forward_passes"] and some["backward_passes"] < every["backward_passes"]
+    # the first five of each kind were attacked, the others have empty cells
+    for table in (images, pairs[pairs.same], pairs[~pairs.same]):
+        column = table[next(c for c in table if c.startswith("robust"))]
+        assert column.notna().tolist() == [k < 5 for k in range(len(table))]
+    chosen = pairs[pairs.same][:5]
+    assert some["skipped"]["d"]["0.3"] == ((chosen.radius == 0) | (chosen.radius > 0.3)).mean()
+    assert every["skipped"]["d"]["0.3"] == (chosen.radius == 0).mean()
+    assert summary["era_d"]["pgd"]["0.3"] == chosen["robust_pgd_0.3"].astype(bool).mean()
+
+
+def plain_pgd(network, image, target, tau, eps, sign, generator):
+    """20 steps of 1.25 eps / 20 along the normalised gradient of the cosine from a random point of the ball."""
+    delta = torch.randn(image.shape, generator=generator)
+    delta *= eps * torch.rand((), generator=generator) / delta.norm()
+    for _ in range(20):
+        delta.requires_grad_(True)
+        cosine = torch.nn.functional.cosine_similarity(network(image + delta), target).sum()
+        gradient, = torch.autograd.grad(cosine, delta)
+        delta = delta.detach() - sign * 1.25 * eps / 20 * gradient / gradient.norm().clamp_min(1e-20)
+        delta = delta * min(1.0, eps / float(delta.norm()))
+        delta = (image + delta).clamp(-0.5, 0.5) - image
+    with torch.no_grad():
+        cosine = torch.nn.functional.cosine_similarity(network(image + delta), target)
+    return bool(cosine <= tau) if sign > 0 else bool(cosine > tau)
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "loose"])
+def test_an_independent_pgd_breaks_no_more(world, backbone):
+    network, images = load_network(backbone, world / f"{backbone}.pt"), plain_images(world)
+    assert command(world, "attack", "--attack", "pgd", *BUDGETS, backbone=backbone, tau="0.4") == 0
+    pairs, photos, _ = read(world / "out")
+    generator, beaten, fallen = torch.Generator().manual_seed(1), 0, 0
+    for table, eps in ((photos, 1.45), (photos, 1.6), (pairs, 0.06), (pairs, 0.3)):
+        for row in table[right(table)].itertuples():
+            sign = -1 if objective(row) == "impersonation" else 1
+            plain = not any(plain_pgd(network, images[[x]], network(images[[y]]).detach(), 0.4, eps, sign, generator)
+                            for x, y in sides(row))
+            ours = table[f"robust_pgd_{eps}"][row.Index]
+            beaten += bool(ours and not plain)
+            fallen += not ours
+    assert beaten <= 1 and fallen > 5
+
+
+def test_an_interrupted_run_goes_on_where_it_was(world, monkeypatch):
+    arguments = ("attack", "--attack", "apgd", "--steps", "6", "--no-skip", *BUDGETS)
+    assert command(world, *arguments, out="whole") == 0
+    attack, calls = attacks.Attack.__call__, []
+
+    def interrupted(self, *args, **options):
+        calls.append(len(args[1]))
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return attack(self, *args, **options)
+
+    monkeypatch.setattr(attacks.Attack, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(world, *arguments)
+    part = world / "out" / ".attack_apgd.rank0.jsonl"
+    before = part.read_text()
+    part.write_text(before + '{"stage": "u/0/1.')  # as if the machine had stopped in the middle of a line
+    assert len(before.splitlines()) == 7 and "robust_apgd_0.3" not in read(world / "out")[0]
+    assert command(world, *arguments) == 0
+    whole, resumed = read(world / "whole"), read(world / "out")
+    for one, other in zip(whole[:2], resumed[:2]):
+        pd.testing.assert_frame_equal(one, other)
+    assert whole[2] == resumed[2] and not part.exists()
+    done = sum(calls)
+    calls.clear()
+    assert command(world, *arguments) == 0 and not calls and done  # all is there
+
+
+def test_a_part_of_other_settings_is_not_taken_up(tmp_path):
+    samples = pd.DataFrame({"row": [0, 1, 2]}, index=[0, 2, 4])
+
+    def work(batch):
+        return journal.Outcome(pd.DataFrame({"norm": batch["row"] * 1.0}, index=batch.index), 1, 1)
+
+    first = journal.Journal(tmp_path, "x", {"seed": 0})
+    assert first.run("u", samples[:2], work, 2, lambda rows: None)["norm"].tolist() == [0, 1]
+    again = journal.Journal(tmp_path, "x", {"seed": 0})
+    assert again.run("u", samples, work, 2, lambda rows: None)["norm"].tolist() == [0, 1, 2]
+    assert again.passes == {"forward_passes": 2, "backward_passes": 2}
+    other = journal.Journal(tmp_path, "x", {"seed": 1})
+    assert other.passes == {"forward_passes": 0, "backward_passes": 0}
+    other.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_budgets_and_attacks_accumulate_and_other_settings_replace(world):
+    for eps in ("0.3", "0.06"):
+        assert command(world, "attack", "--attack", "pgd", "--eps-u", "1.6", "--eps", eps) == 0
+    assert command(world, "attack", "--attack", "ddn", "--steps", "5", *BUDGETS) == 0
+    pairs, images, summary = read(world / "out")
+    assert list(summary["era_d"]["pgd"]) == ["0.06", "0.3"] and list(summary["era_u"]["pgd"]) == ["1.6"]
+    assert {"robust_pgd_0.3", "robust_pgd_0.06", "norm_ddn"} <= set(pairs)
+    assert {"robust_pgd_1.6", "norm_ddn"} <= set(images)
+    assert (pairs["robust_pgd_0.06"] >= pairs["robust_pgd_0.3"]).all()
+    assert command(world, "attack", "--attack", "pgd", "--eps-u", "1.6", "--eps", "0.1", "--seed", "3") == 0
+    pairs, _, summary = read(world / "out")
+    assert [c for c in pairs if "pgd" in c] == ["robust_pgd_0.1"] and "norm_ddn" in pairs
+    assert summary["attacks"]["pgd"]["eps"] == [0.1]
+
+
+def test_results_of_something_else_are_refused(world, capsys):
+    assert command(world, "attack", "--attack", "fgsm") == 0
+    before = (world / "out" / "summary.json").read_bytes()
+    write_bin(world / "other.bin", faces(16, contrast=0.9))
+    torch.save(get_backbone("tiny").state_dict(), world / "again.pt")
+    capsys.readouterr()
+    for changes, more, key in (({"bin": "other.bin"}, (), "bin_sha256"), ({"tau": "0.4"}, (), "tau"),
+                               ({}, ("--weights", str(world / "again.pt")), "weights_sha256"),
+                               ({}, ("--protocol", "paper"), "protocol"), ({"backbone": "tight"}, (), "backbone"),
+                               ({"tau": None}, ("--far", "0.1"), "far_target")):
+        for what in (("attack", "--attack", "pgd"), ("audit",)):
+            assert command(world, *what, *more, **changes) == 2
+            message = capsys.readouterr().err
+            assert "summary.json" in message and key in message, message
+    assert (world / "out" / "summary.json").read_bytes() == before
+    assert command(world, "attack", "--attack", "pgd", *BUDGETS, tau=None) == 0  # the threshold is that of the records
+
+
+def test_bad_settings_end_in_one_line(world, capsys):
+    for more, expected in ((("--attack", "cw", "--restarts", "2"), "restarts"),
+                           (("--attack", "fgsm", "--steps", "3"), "one step"),
+                           (("--attack", "pgd", "--eps", "-1"), "--eps"),
+                           (("--attack", "pgd", "--eps-u", "0"), "--eps-u"),
+                           (("--attack", "pgd", "--limit", "0"), "--limit"), (("--attack", "bim"), "bim"),
+                           (("--attack", "pgd", "--tau", "1"), "--tau")):
+        try:
+            status = command(world, "attack", *more)
+        except SystemExit as error:
+            status = error.code
+        assert status == 2 and expected in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_networks_without_certificates_have_empirical_figures_only(world, capsys):
+    for what in ("certify", "audit"):
+        assert command(world, what, backbone="loose") == 2
+        assert "not 1-Lipschitz" in capsys.readouterr().err and not (world / "out").exists()
+    assert command(world, "attack", "--attack", "pgd", *BUDGETS, backbone="loose") == 0
+    assert command(world, "attack", "--attack", "ddn", *BUDGETS, "--steps", "20", backbone="loose") == 0
+    pairs, images, summary = read(world / "out")
+    assert "radius" not in pairs and "radius_u" not in images and {"cosine", "norm_left", "accepted"} <= set(pairs)
+    assert summary["med_u"] is None and summary["cra_d"] == {"0.06": None, "0.3": None}
+    assert "not 1-Lipschitz" in summary["reasons"]["cra_u"] and 0 <= summary["era_u"]["pgd"]["1.6"] < 1
+    assert summary["med_attack_u"]["ddn"] > 0
+
+
+@pytest.mark.parametrize("kind", ["d", "i"])
+def test_one_kind_of_pairs_and_embeddings_without_direction(world, kind):
+    images = faces(16)
+    images[0], images[5] = 255, 0  # "partly" embeds the first as zero and the second as nothing finite
+    write_bin(world / "faces.bin", images)
+    content = verification.read_bin(world / "faces.bin")
+    keep = content.same == (kind == "d")
+    encoded = [content.images[k] for pair in zip(content.left[keep], content.right[keep]) for k in pair]
+    (world / "faces.bin").write_bytes(pickle.dumps((encoded, content.same[keep].tolist())))
+    for name in ("pgd", "ddn"):
+        assert command(world, "attack", "--attack", name, "--steps", "5", "--eps", "1e-6", "--eps-u", "1e-6",
+                       "--no-skip", backbone="partly", tau="0.9" if kind == "i" else "-0.9") == 0
+    pairs, photos, summary = read(world / "out")
+    invalid = (pairs.norm_left == 0) | (pairs.norm_right == 0)
+    assert summary["n_invalid_embeddings"] == 2 and 0 < invalid.sum() < len(pairs)
+    missing, = {"d", "i"} - {kind}
+    for name in ("pgd", "ddn"):
+        assert summary[f"era_{missing}"][name] == {"1e-06": None} and f"era_{missing}.{name}" in summary["reasons"]
+        assert summary[f"era_{kind}"][name] == {"1e-06": (~invalid).mean()}
+        assert summary["era_u"][name] == {"1e-06": (photos.norm > 0).mean()}
+    assert (pairs["robust_pgd_1e-06"] == ~invalid).all() and (pairs.norm_ddn[invalid] == 0).all()
+
+
+def test_certified_decisions_that_fall_are_pointed_out(world, monkeypatch, capsys):
+    assert command(world, "certify") == 0
+    rescaled = layers.rescaled
+    monkeypatch.setattr(layers, "rescaled", lambda w, *others: (3 * rescaled(w, *others)[0], rescaled(w, *others)[1]))
+    assert command(world, "attack", "--attack", "pgd", "--no-skip", *BUDGETS) == 0
+    assert "certified decisions fell" in capsys.readouterr().err
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path):
+    write_bin(tmp_path / "faces.bin", faces(28))
+    torch.manual_seed(0)
+    torch.save(get_backbone("sllnet_mnist").state_dict(), tmp_path / "weights.pt")
+    arguments = ["-m", "eval", "attack", "--bin", str(tmp_path / "faces.bin"), "--backbone", "sllnet_mnist",
+                 "--weights", str(tmp_path / "weights.pt"), "--device", "cpu", "--num-workers", "0", "--far", "0.3",
+                 "--attack", "pgd", "--eps-u", "0.1", "0.3", "--eps", "0.005", "0.02", "--no-skip", "--steps", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for ranks in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
+        run = subprocess.run([sys.executable, *launch, *arguments, "--out", str(tmp_path / str(ranks))], cwd=ROOT,
+                             capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("ERA") == 6
+    one, two = read(tmp_path / "1"), read(tmp_path / "2")
+    for table, other in zip(one[:2], two[:2]):
+        pd.testing.assert_frame_equal(table, other, rtol=1e-5, atol=1e-6)
+    assert one[2]["attacks"] == two[2]["attacks"] and one[2]["era_i"] == two[2]["era_i"]
+    assert not list((tmp_path / "2").glob(".*"))
+
+
+def test_attacks_refuse_budgets_that_are_none(world):
+    with pytest.raises(InputError, match="eps"):
+        robustness._build("pgd", "strict", {}, np.float64(-1))

@@ -1,0 +1,161 @@
+"""The training script itself, run for real on small synthetic data: curves, ranks, resuming, accumulation, files, errors."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from config import config
+from utils.utils_callbacks import CallBackVerification
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["rec=synthetic", "num_classes=6", "num_image=48", "backbone=sllnet_small", "batch_size=8", "num_epoch=1", "frequent=1", "num_workers=0",
+         "device=cpu", "xi=1", "val_targets=[]"]
+SPEED = re.compile(r"Training: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}-Speed \d+\.\d\d samples/sec   Loss (\d+\.\d{4})   LearningRate (\d\.\d{6})   "
+                   r"Epoch: (\d+)   Global Step: (\d+)   Required: \d+ hours  Feat Norm (\d+\.\d{4})  Reg Loss (\d+\.\d{4})$")
+
+
+def run(output, *arguments) -> int:
+    given = {argument.partition("=")[0]: argument for argument in (*SMALL, f"output={output}", *arguments)}
+    return train.run(config, list(given.values()))
+
+
+def torchrun(output, *arguments, processes=2):
+    given = {argument.partition("=")[0]: argument for argument in (*SMALL, f"output={output}", *arguments)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py", *given.values()]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+
+
+def curve(output) -> list[list[float]]:
+    """[loss, learning rate, epoch, step, norm, regulariser] of every log line."""
+    lines = (Path(output) / "training.log").read_text().splitlines()
+    return [[float(value) for value in match.groups()] for match in map(SPEED.match, lines) if match]
+
+
+def weights(output, name="model_final.pt"):
+    return torch.load(Path(output) / name, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run of six steps in one process."""
+    output = tmp_path_factory.mktemp("reference")
+    assert run(output, "val_targets=None", "header_args={'std': 0.1}") == 0
+    return output
+
+
+def test_a_run_leaves_its_log_weights_and_state(reference):
+    lines = (reference / "training.log").read_text().splitlines()
+    rows = curve(reference)
+    assert [row[3] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[0][1] == 1e-3 and rows[5][1] == pytest.approx(1e-3 / 6, abs=1e-6)
+    verification = [line.split("-", 3)[3] for line in lines if "[synthetic][6]" in line]
+    for line, pattern in zip(verification, (r"XNorm: \d+\.\d{6}", r"Accuracy-Flip: 0\.\d{5}\+-0\.\d{5}",
+                                            r"Accuracy-Unflipped: 0\.\d{5}\+-0\.\d{5}", r"Accuracy-Highest: 0\.\d{5}"), strict=True):
+        assert re.fullmatch(r"\[synthetic\]\[6\]" + pattern, line)
+    assert any("num_classes          6" in line for line in lines) and any("num_image            48" in line for line in lines)
+    assert list(weights(reference)) == list(train.get_backbone("sllnet_small").state_dict())
+    assert weights(reference, "header_final.pt")["weight"].shape == (6, 128)
+    assert {"state_last.pt", "synthetic.bin", "tensorboard"} <= {path.name for path in reference.iterdir()}
+    assert not list(reference.glob(".*tmp"))
+
+
+def test_two_ranks_give_the_curve_of_one(reference, tmp_path):
+    done = torchrun(tmp_path, "header_args={'std': 0.1}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = torch.tensor(curve(reference)), torch.tensor(curve(tmp_path))
+    assert torch.allclose(one, two, rtol=1e-4, atol=2e-4) and len(two) == 6
+    for key, value in weights(reference).items():  # Adam makes whole steps of rounding noise where a gradient is all but 0
+        assert (value - weights(tmp_path)[key]).norm() <= 2e-3 * value.norm(), key
+
+
+def test_two_ranks_adapt_adacos_as_one(tmp_path):
+    assert run(tmp_path / "one", "header=adacos") == 0
+    done = torchrun(tmp_path / "two", "header=adacos", "grad_accum_steps=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert torch.allclose(torch.tensor(curve(tmp_path / "one")), torch.tensor(curve(tmp_path / "two")), rtol=1e-4, atol=2e-4)
+    one, two = weights(tmp_path / "one", "header_final.pt")["s"], weights(tmp_path / "two", "header_final.pt")["s"]
+    assert torch.allclose(one, two, rtol=1e-5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(self, step, network):
+    raise Interrupted
+
+
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(reference, tmp_path, monkeypatch, capsys):
+    same = ("header_args={'std': 0.1}", "save_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(CallBackVerification, "__call__", interrupt)
+        with pytest.raises(Interrupted):
+            run(tmp_path, *same, "verbose=3")
+    assert not (tmp_path / "model_final.pt").exists()
+    assert run(tmp_path, *same) == 2 and "resume=auto" in capsys.readouterr().err, "never over an earlier run by accident"
+    assert run(tmp_path, *same, "resume=auto", "lr=1e-4") == 2 and "lr was 0.001 and is 0.0001" in capsys.readouterr().err
+    assert run(tmp_path, *same, "resume=auto") == 0
+    assert [row[3] for row in curve(tmp_path)] == [1, 2, 3, 3, 4, 5, 6]
+    for name in ("model_final.pt", "header_final.pt"):
+        for key, value in weights(reference, name).items():
+            assert torch.equal(value, weights(tmp_path, name)[key]), key
+
+
+def test_accumulation_does_not_change_the_gradient(reference, tmp_path):
+    """Margins by rank over the whole batch included."""
+    assert run(tmp_path, "grad_accum_steps=3", "header_args={'std': 0.1}") == 0
+    assert torch.allclose(torch.tensor(curve(reference)), torch.tensor(curve(tmp_path)), rtol=1e-4, atol=2e-4)
+
+
+def test_the_lln_run_is_the_same_loop(tmp_path):
+    done = subprocess.run([sys.executable, "train_lln.py", *SMALL[:4], "batch_size=24", "num_epoch=1", "frequent=1", "device=cpu",
+                           f"output={tmp_path}", "val_targets=[]"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(curve(tmp_path)) == 2 and all(row[5] == 0 for row in curve(tmp_path))
+    assert "header               naive" in (tmp_path / "training.log").read_text()
+
+
+def test_the_loss_is_the_formula():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(5, 7, generator=generator, dtype=torch.float64) * torch.tensor([[0.01], [0.5], [1.], [2.], [0.]], dtype=torch.float64)
+    embeddings.requires_grad_()
+    labels, weight = torch.arange(5) % 3, torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    loss, regulariser, norm = train.objective(lambda e, y: e @ weight.T, embeddings, labels, lambda_=10.0, xi=3.0)
+    norms = embeddings.norm(dim=1)
+    expected = torch.clamp(-3 * torch.log(norms[:4] / 3), min=0)
+    assert torch.allclose(regulariser * 5 - expected.sum(), -3 * torch.log(torch.tensor(1e-12 / 3, dtype=torch.float64)), rtol=1e-6)
+    assert torch.allclose(loss, F.cross_entropy(embeddings @ weight.T, labels) + 10 * regulariser) and torch.allclose(norm, norms.mean())
+    loss.backward()
+    assert torch.isfinite(embeddings.grad).all()
+    without = train.objective(lambda e, y: e @ weight.T, embeddings, labels, lambda_=10.0, xi=0.0)
+    assert without[1] == 0
+
+
+def test_iresnets_are_fed_twice_the_pixels_and_ir_50_is_not():
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    for name, factor in (("iresnet18", 2.0), ("ir_50", 1.0), ("sllnet", 1.0)):
+        assert torch.equal(train.ScaledInput(Spy(), train.input_scale(name))(torch.ones(1)), factor * torch.ones(1))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["batchsize=3"], "did you mean 'batch_size'"), (["batch_size=0"], "at least 1"), (["xi=-1"], "not negative"), (["backbone=sllnet_smal"], "sllnet_small"),
+    (["header=arc"], "arcface"), (["rec=/nowhere"], "/nowhere"), (["batch_size=1000"], "1000"), (["precision=fp8"], "fp16"), (["device=tpu9"], "device"),
+    (["init_weights=/nowhere.pt"], "/nowhere.pt"), (["resume=/nowhere.pt"], "/nowhere.pt"), (["val_targets=lfw"], "lfw.bin"),
+    (["header_args={'margin': 1}"], "header_args"), (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
+def test_bad_settings_end_at_once_in_one_line(tmp_path, capsys, arguments, message):
+    assert run(tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_help_lists_the_launch_lines(capsys):
+    assert train.run(config, ["--help"]) == 0 and "torchrun" in capsys.readouterr().out

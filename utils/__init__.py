@@ -1,0 +1,9 @@
+"""Small helpers that know nothing of faces: files, records, logging, distribution over processes."""
+
+
+class InputError(ValueError):
+    """Something a user gave (a file, a record, a setting) cannot be used.
+
+    The message names the file and the record, key or setting, says what was found and what was expected. Command lines print it
+    as one line and exit with status 2.
+    """

@@ -1,0 +1,188 @@
+"""Build data files from images.
+
+    python -m utils.build_dataset rec --images FOLDER --out PREFIX       FOLDER/<identity>/<image> -> PREFIX.rec, .idx, property
+    python -m utils.build_dataset bin --pairs LIST --images FOLDER --out FILE.bin
+
+LIST has a line for each pair: the paths of two images relative to FOLDER, and 1 (same identity) or 0, separated by blanks, or by
+tabs where paths hold blanks.
+"""
+import argparse
+import pickle
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from utils import InputError
+from utils.utils_files import atomic_write
+
+# Labels are float32: past this the header could not tell neighbouring keys apart.
+MAX_RECORDS = 2**24
+
+
+def build_rec(images: Path, prefix: Path, quality: int = 95, size: Optional[int] = None, progress: bool = False) -> "tuple[int, int]":
+    """Write PREFIX.rec, PREFIX.idx and, in the same folder, `property` from a folder with a folder of images for each identity.
+
+    Key 0 is the header (labels: first key past the images, first key past the identities), then come the images in the order of
+    sorted identities and files, then one record an identity with the range of its keys. A JPEG of the right size is stored as it
+    is, anything else encoded anew with `quality`. size: resize to size x size; None keeps the first image's size and refuses others.
+    Returns (number of images, number of identities). Raises InputError naming the file that cannot be used.
+    """
+    from utils.recordio import RecordWriter, pack
+
+    samples, identities = _labelled_images(images)
+    first_identity = len(samples) + 1
+    if first_identity + identities > MAX_RECORDS:
+        raise InputError(f"{images}: {len(samples)} images of {identities} identities, expected fewer than {MAX_RECORDS} records in all")
+    encoder = _Encoder("jpeg", quality, size)
+    bounds = [0] * identities
+    with atomic_write(prefix.parent / "property") as properties, RecordWriter(prefix) as writer:
+        writer.write(0, pack([first_identity, first_identity + identities]))
+        for key, (path, label) in enumerate(_bar(samples, progress), 1):
+            writer.write(key, pack(label, key, encoder(path)))
+            bounds[label] = key + 1
+        for label, (start, end) in enumerate(zip([1, *bounds], bounds)):
+            writer.write(first_identity + label, pack([start, end], first_identity + label))
+        properties.write(f"{identities},{encoder.size[0]},{encoder.size[1]}\n")
+    return len(samples), identities
+
+
+def build_bin(pairs: Path, images: Path, out: Path, size: Optional[int] = None, progress: bool = False) -> int:
+    """Write a .bin of the verification pairs listed in the file `pairs` (see the top of this module); returns how many.
+
+    JPEG and PNG files of the right size are stored as they are, anything else as PNG. Raises InputError naming file and line.
+    """
+    encoder = _Encoder("png", 0, size)
+    encoded, same = [], []
+    for left, right, label in _bar(_read_pairs(pairs), progress):
+        encoded += [encoder(images / left), encoder(images / right)]
+        same.append(label)
+    write_bin(out, encoded, same)
+    return len(same)
+
+
+def write_bin(path: "str | Path", images: Sequence[bytes], same: Sequence[bool]) -> None:
+    """Write a verification file: a pickle of (list of 2N encoded images, list of N bools), pair i being images 2i and 2i + 1."""
+    if len(images) != 2 * len(same):
+        raise ValueError(f"{len(images)} images for {len(same)} pairs, expected two for each")
+    with atomic_write(path, "wb") as file:
+        pickle.dump(([bytes(image) for image in images], [bool(value) for value in same]), file, protocol=4)
+
+
+class _Encoder:
+    """Path -> encoded image of one (height, width) for all: `size` x `size`, or that of the first image."""
+
+    def __init__(self, kind: str, quality: int, size: Optional[int]) -> None:
+        self.kind, self.quality, self.resize = kind, quality, size is not None
+        self.size, self.first = (size, size) if self.resize else None, None
+
+    def __call__(self, path: Path) -> bytes:
+        from utils.utils_image import decode_image, encode_image
+
+        data = _read(path)
+        image = decode_image(data, str(path))
+        found = tuple(image.shape[1:])
+        self.size, self.first = self.size or found, self.first or path
+        if found != self.size and not self.resize:
+            raise InputError(f"{path}: (height, width) {found}, expected {self.size} as in {self.first} (--size resizes)")
+        if found == self.size and data.startswith(_SIGNATURES[self.kind]):
+            return data
+        return encode_image(image if found == self.size else _resized(image, self.size), self.kind, self.quality)
+
+
+_SIGNATURES = {"jpeg": b"\xff\xd8", "png": (b"\xff\xd8", b"\x89PNG")}  # what needs no encoding, by what would be encoded to
+
+
+def _resized(image, size: "tuple[int, int]"):
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+def _labelled_images(root: Path) -> "tuple[list[tuple[Path, int]], int]":
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder")
+    folders = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda folder: folder.name)
+    samples = []
+    for label, folder in enumerate(folders):
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+        if not files:
+            raise InputError(f"{folder}: no images, expected at least one for each identity ({', '.join(IMG_EXTENSIONS)})")
+        samples += [(path, label) for path in files]
+    if not samples:
+        raise InputError(f"{root}: no folders, expected a folder of images for each identity")
+    return samples, len(folders)
+
+
+def _read_pairs(path: Path) -> "list[tuple[str, str, bool]]":
+    pairs = []
+    for number, line in enumerate(_read(path).decode("utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != 3 or fields[2].strip() not in ("0", "1"):
+            raise InputError(f"{path}: line {number} is {line[:80]!r}, expected two paths and 0 or 1")
+        pairs.append((fields[0], fields[1], fields[2].strip() == "1"))
+    if not pairs:
+        raise InputError(f"{path}: no pairs")
+    return pairs
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _bar(items: Sequence, progress: bool):
+    from tqdm import tqdm
+
+    return tqdm(items, unit="image", disable=not progress)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils.build_dataset", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rec = commands.add_parser("rec", help="a .rec and .idx from a folder of identities")
+    rec.add_argument("--images", type=Path, required=True, help="folder with a folder of images for each identity")
+    rec.add_argument("--out", type=Path, required=True, help="prefix of the files: PREFIX.rec, PREFIX.idx (training reads train)")
+    rec.add_argument("--quality", type=int, choices=range(1, 101), default=95, metavar="1..100", help="of JPEG where images are "
+                     "encoded anew (default 95)")
+    pairs = commands.add_parser("bin", help="a verification .bin from a list of pairs")
+    pairs.add_argument("--pairs", type=Path, required=True, help="file with a line `path1 path2 0|1` for each pair")
+    pairs.add_argument("--images", type=Path, required=True, help="folder the paths are relative to")
+    pairs.add_argument("--out", type=Path, required=True, help="the file to write")
+    for command in (rec, pairs):
+        command.add_argument("--size", type=_pixels, help="resize images to this many pixels a side (default: all must be equal)")
+    return parser
+
+
+def _pixels(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to 4096")
+    return int(text)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The command line; returns the exit status (2 for input that cannot be used)."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "rec":
+            count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
+            print(f"{options.out}.rec: {count} images of {identities} identities")
+        else:
+            print(f"{options.out}: {build_bin(options.pairs, options.images, options.out, options.size, progress=True)} pairs")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""RecordIO, the container of MXNet: many records in one .rec file, found through an .idx file of "key<TAB>offset" lines.
+
+Framing (all little-endian, every part begins at a multiple of 4): the magic number, a word of 3 bits of flag and 29 bits of length,
+the bytes, zeros up to the next multiple of 4. The magic number must not occur at such a place inside the bytes: a record that holds
+it there is cut at it into parts (flag 1 for the first, 2 for those between, 3 for the last; 0 is a whole record), and the reader
+puts it back between the parts. An image record begins with 24 bytes of flag, label, id and id2; with flag > 0 so many float32 labels
+follow. After that come the bytes of the image.
+"""
+import contextlib
+import mmap
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import NamedTuple, Sequence, Union
+
+import numpy as np
+
+from utils import InputError
+from utils.utils_files import atomic_write
+
+MAGIC = 0xCED7230A
+MAX_LENGTH = 2**29 - 1
+# The parts of a record are joined in a Python loop; a crafted file could hold a hundred million empty ones.
+MAX_PARTS = 2**20
+
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_FRAME = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+class Record(NamedTuple):
+    """An unpacked image record; `label` is a float, or a float32 array [flag] where flag > 0."""
+
+    flag: int
+    label: "float | np.ndarray"
+    id: int
+    image: memoryview
+
+
+def unpack(payload: Union[bytes, memoryview], name: str = "record") -> Record:
+    """Split the payload of an image record into header and image bytes; raises InputError (with `name`) where it is too short."""
+    view = memoryview(payload)
+    if len(view) < _HEADER.size:
+        raise InputError(f"{name}: {len(view)} bytes, expected at least the {_HEADER.size} of an image record's header")
+    flag, label, identifier, _ = _HEADER.unpack_from(view)
+    start = _HEADER.size + 4 * flag
+    if flag == 0:
+        return Record(flag, label, identifier, view[start:])
+    if len(view) < start:
+        raise InputError(f"{name}: {len(view)} bytes, expected at least {start} with {flag} labels")
+    return Record(flag, np.frombuffer(view, "<f4", flag, _HEADER.size), identifier, view[start:])
+
+
+def pack(label: "float | Sequence[float] | np.ndarray", identifier: int = 0, image: bytes = b"") -> bytes:
+    """The payload of an image record with one label (flag 0) or an array of labels (flag = how many)."""
+    if np.ndim(label) == 0:
+        return _HEADER.pack(0, label, identifier, 0) + image
+    labels = np.asarray(label, "<f4")
+    return _HEADER.pack(labels.size, 0.0, identifier, 0) + labels.tobytes() + image
+
+
+class IndexedRecordFile:
+    """Random access to the records of a .rec file through a memory map.
+
+    keys: int64 [N] in the order of the index file. The map is opened on first use in each process, so that objects can be pickled
+    and used in forked or spawned workers. Raises InputError where a file is missing, the index is malformed, has keys or offsets
+    twice or points out of the file, and where the last record is cut short.
+    """
+
+    def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
+        self.rec_path, self.idx_path = str(rec_path), str(idx_path)
+        for path in (self.rec_path, self.idx_path):
+            if not os.path.isfile(path):
+                raise InputError(f"{path}: there is no such file")
+        self.size = os.path.getsize(self.rec_path)
+        self._map = None
+        self.keys, offsets = _read_index(self.idx_path)
+        self._check_offsets(self.keys, offsets)
+        by_key = np.argsort(self.keys, kind="stable")
+        self._sorted_keys = self.keys[by_key]
+        self._check_unique(self._sorted_keys, "key")
+        by_offset = np.argsort(offsets, kind="stable")
+        self._check_unique(offsets[by_offset], "offset")
+        limits = np.empty_like(offsets)  # a record must end where the next one in the index begins, or before
+        limits[by_offset] = np.append(offsets[by_offset][1:], self.size)
+        self._starts, self._limits = offsets[by_key], limits[by_key]
+        self._check_last(int(self.keys[by_offset[-1]]))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, key: int) -> bool:
+        place = self._sorted_keys.searchsorted(key)
+        return bool(place < len(self) and self._sorted_keys[place] == key)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_map": None}
+
+    def name(self, key: int) -> str:
+        """How messages call a record."""
+        return f"{self.rec_path}: key {key}"
+
+    def read(self, key: int) -> bytes:
+        """The payload of a record; raises InputError naming file and key where it is missing or damaged."""
+        start, limit = self._span(key)
+        data = self._open()
+        if data.size() < self.size:  # touching a page that the file no longer has would kill the process
+            raise InputError(f"{self.rec_path}: {data.size()} bytes, expected {self.size}: the file shrank while in use")
+        parts, position, following = [], start, (_WHOLE, _FIRST)
+        while True:
+            if position + _FRAME.size > limit:
+                raise self._overrun(key, position + _FRAME.size, limit)
+            magic, word = _FRAME.unpack_from(data, position)
+            flag, length = word >> 29, word & MAX_LENGTH
+            if magic != MAGIC:
+                raise InputError(f"{self.name(key)}: {magic:#010x} at byte {position}, expected the magic number {MAGIC:#010x}")
+            if flag not in following or len(parts) == MAX_PARTS:
+                raise InputError(f"{self.name(key)}: part {len(parts)} at byte {position} has flag {flag}, expected {following}")
+            begin, end = position + _FRAME.size, position + _FRAME.size + length
+            if end > limit:
+                raise self._overrun(key, end, limit)
+            parts.append(data[begin:end])
+            if flag in (_WHOLE, _LAST):
+                return parts[0] if flag == _WHOLE else _MAGIC_BYTES.join(parts)
+            position, following = end + -length % 4, (_MIDDLE, _LAST)
+
+    def first_labels(self, keys: np.ndarray) -> np.ndarray:
+        """The (first) label of each record of `keys`, float64 [len(keys)], without touching the images."""
+        places = self._sorted_keys.searchsorted(keys)
+        words = np.frombuffer(self._open(), "<u4", self.size // 4)
+        at = self._starts[places] // 4
+        room = self._limits[places] // 4 - at
+        in_one = np.flatnonzero(room >= 9)  # frame, header and one label lie within the record's own bytes
+        at = at[in_one]
+        length, flag = words[at + 1], words[at + 2]
+        plain = (words[at] == MAGIC) & (length >= _HEADER.size + 4 * (flag > 0)) & (length <= MAX_LENGTH)
+        labels = np.empty(len(keys))
+        label = np.where(flag > 0, words[at + 8], words[at + 3])
+        labels[in_one] = label.view("<f4")
+        rest = np.setdiff1d(np.arange(len(keys)), in_one[plain])  # in parts, or damaged (read() says how)
+        for number in rest:
+            key = int(keys[number])
+            labels[number] = np.ravel(unpack(self.read(key), self.name(key)).label)[0]
+        return labels
+
+    def _open(self) -> mmap.mmap:
+        if self._map is None:
+            with open(self.rec_path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def _span(self, key: int) -> "tuple[int, int]":
+        if key not in self:
+            raise InputError(f"{self.idx_path}: key {key} is not in the index")
+        place = self._sorted_keys.searchsorted(key)
+        return int(self._starts[place]), int(self._limits[place])
+
+    def _overrun(self, key: int, end: int, limit: int) -> InputError:
+        if limit == self.size:
+            return InputError(f"{self.name(key)}: ends at byte {end}, but the file has {self.size}: truncated")
+        return InputError(f"{self.name(key)}: ends at byte {end}, but the index has the next record at {limit}: they overlap")
+
+    def _check_offsets(self, keys: np.ndarray, offsets: np.ndarray) -> None:
+        wrong = np.flatnonzero((offsets % 4 != 0) | (offsets < 0) | (offsets > self.size - _FRAME.size))
+        if len(wrong):
+            raise InputError(f"{self.idx_path}: key {keys[wrong[0]]} has offset {offsets[wrong[0]]}, expected a multiple of 4 up to "
+                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes)")
+
+    def _check_unique(self, values: np.ndarray, what: str) -> None:
+        twice = np.flatnonzero(values[1:] == values[:-1])
+        if len(twice):
+            raise InputError(f"{self.idx_path}: {what} {values[twice[0]]} is there twice, expected once")
+
+    def _check_last(self, key: int) -> None:
+        """A download that broke off is noticed at once rather than after hours of training."""
+        start, limit = self._span(key)
+        magic, word = _FRAME.unpack_from(self._open(), start)
+        end = start + _FRAME.size + (word & MAX_LENGTH)
+        if magic == MAGIC and end > limit:
+            raise self._overrun(key, end, limit)
+
+
+class MXNetRecordFile(IndexedRecordFile):
+    """The same interface, the records read by MXNet's own MXIndexedRecordIO (reopened in each process)."""
+
+    def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
+        import_mxnet()
+        super().__init__(rec_path, idx_path)
+        self._reader, self._pid = None, None
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_reader": None, "_pid": None}
+
+    def read(self, key: int) -> bytes:
+        self._span(key)
+        if self._pid != os.getpid():  # a forked copy of a handle would move the file position of its parent
+            self._reader = import_mxnet().recordio.MXIndexedRecordIO(self.idx_path, self.rec_path, "r")
+            self._pid = os.getpid()
+        try:
+            payload = self._reader.read_idx(key)
+        except Exception as error:
+            raise InputError(f"{self.name(key)}: MXNet cannot read it: {str(error).strip().splitlines()[-1]}") from None
+        if payload is None:
+            raise InputError(f"{self.name(key)}: MXNet finds no record there")
+        return payload
+
+
+def import_mxnet():
+    """Import MXNet beside a numpy that no longer has the aliases MXNet uses; raises InputError with advice where it cannot be."""
+    aliases = {"bool": bool, "object": object, "float": float, "int": int, "complex": complex, "str": str, "long": int,
+               "unicode": str}
+    for name, kind in aliases.items():
+        if name not in vars(np):  # not hasattr(), which warns about the names numpy removed
+            setattr(np, name, kind)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own use of other old interfaces
+            import mxnet
+            import mxnet.recordio
+    except Exception as error:  # whatever an unmaintained package runs into: a missing module, a missing shared library
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"recordio_backend=mxnet: MXNet cannot be imported ({type(error).__name__}: {reason}); it has wheels for "
+                         "Linux on x86-64 with Python < 3.12 (pip install mxnet): recordio_backend=builtin reads the same files") \
+            from None
+    return mxnet
+
+
+class RecordWriter:
+    """Write PREFIX.rec and PREFIX.idx, as a context manager: both get their names only when the body ends without an exception."""
+
+    def __init__(self, prefix: PathLike) -> None:
+        self.rec_path, self.idx_path = Path(f"{prefix}.rec"), Path(f"{prefix}.idx")
+
+    def __enter__(self) -> "RecordWriter":
+        self._files = contextlib.ExitStack()
+        self._idx = self._files.enter_context(atomic_write(self.idx_path))
+        self._rec = self._files.enter_context(atomic_write(self.rec_path, "wb"))
+        return self
+
+    def __exit__(self, *error) -> "bool | None":
+        return self._files.__exit__(*error)
+
+    def write(self, key: int, payload: bytes) -> None:
+        """Append a record; raises ValueError where it is longer than the format allows."""
+        if len(payload) > MAX_LENGTH:
+            raise ValueError(f"the record of key {key} has {len(payload)} bytes, expected at most {MAX_LENGTH}")
+        self._idx.write(f"{key}\t{self._rec.tell()}\n")
+        cuts = _aligned_magic(payload)
+        starts = [0, *(cut + 4 for cut in cuts)]
+        ends = [*cuts, len(payload)]
+        flags = [_FIRST, *[_MIDDLE] * (len(cuts) - 1), _LAST] if cuts else [_WHOLE]
+        for flag, start, end in zip(flags, starts, ends):
+            self._rec.write(_FRAME.pack(MAGIC, flag << 29 | end - start))
+            self._rec.write(payload[start:end])
+        self._rec.write(b"\0" * (-len(payload) % 4))
+
+
+def _aligned_magic(payload: bytes) -> "list[int]":
+    """Where the magic number stands at a multiple of 4."""
+    found, position = [], payload.find(_MAGIC_BYTES)
+    while position >= 0:
+        if position % 4 == 0:
+            found.append(position)
+        position = payload.find(_MAGIC_BYTES, position + 1)
+    return found
+
+
+def _read_index(path: str) -> "tuple[np.ndarray, np.ndarray]":
+    """(keys, offsets), int64, of an index file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about a file without data, which is an error below
+            warnings.simplefilter("error", DeprecationWarning)  # numpy 1.26 still takes "1e1" for an integer, with a warning
+            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", comments=None, ndmin=2)
+    except (ValueError, OverflowError, DeprecationWarning) as error:
+        raise InputError(f"{path}: {_bad_line(path) or error}") from None
+    if table.shape[1] != 2 or len(table) == 0:
+        raise InputError(f"{path}: {_bad_line(path) or 'no entries'}")
+    if table.min() < 0:
+        raise InputError(f"{path}: {_bad_line(path)}")
+    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
+
+
+def _bad_line(path: str) -> "str | None":
+    """The first line that is not an entry; only looked for once something is wrong, as it is a Python loop over the lines."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            fields = line.strip().split(b"\t")
+            if len(fields) != 2 or not all(field.isdigit() and len(field) < 19 for field in fields):
+                return f"line {number} is {line[:60]!r}, expected a key, a tab and an offset"
+    return None

@@ -1,0 +1,57 @@
+"""Settings given as `key=value`, read as literals and checked against the type of what they replace."""
+import ast
+import copy
+import difflib
+from typing import Any, Sequence
+
+from easydict import EasyDict
+
+from utils import InputError
+
+# what settings that are None by default may be given
+_OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "init_weights": str, "device": str, "resume": str,
+             "val_targets": list}
+
+
+def override(config: EasyDict, arguments: Sequence[str]) -> EasyDict:
+    """A copy of `config` with the `key=value` arguments put in.
+
+    Values are Python literals; text needs no quotes. An int may stand for a float. Raises InputError for an argument without "=",
+    an unknown key (naming the nearest one), a key given twice, or a value of another type.
+    """
+    settings = copy.deepcopy(config)
+    given = set()
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            raise InputError(f"argument {argument!r}: expected key=value")
+        if key not in settings:
+            near = difflib.get_close_matches(key, settings, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
+            raise InputError(f"setting {key!r} is not known; {hint}")
+        if key in given:
+            raise InputError(f"setting {key!r} is given twice")
+        given.add(key)
+        settings[key] = _typed(key, text, config[key])
+    return settings
+
+
+def _typed(key: str, text: str, default: Any) -> Any:
+    kind = _OPTIONAL[key] if default is None else dict if isinstance(default, dict) else type(default)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if key in _OPTIONAL and value is None:
+        return None
+    if kind is str:
+        return value if isinstance(value, str) else text
+    if kind is list and isinstance(value, (str, tuple)):
+        value = value.split(",") if isinstance(value, str) else list(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is dict and isinstance(value, dict):
+        value = EasyDict(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise InputError(f"setting {key}={text}: expected {kind.__name__}, found {type(value).__name__}")
