@@ -19,7 +19,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, ClassVar, Iterator, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from utils import InputError
 OBJECTIVES = ("untargeted", "dodging", "impersonation")
 Embed = Callable[[Tensor], Tensor]
 Watcher = Callable[[Tensor, Tensor, Tensor], None]
+Radius = Callable[[Tensor, Tensor], Tensor]
 Box = tuple[float, float]
 Budget = Union[float, Tensor]
 State = dict[str, Tensor]  # what an attack keeps for its active samples, one row each
@@ -134,14 +135,23 @@ def _inputs_only(embed: Any) -> Iterator[None]:
             m.training = training
 
 
+class _Look(NamedTuple):
+    """What a pass over n points tells: margins [n], their gradients [n, C, H, W] if asked for, and the certified radius
+    [n] of each point, 0 where there is no certificate.
+    """
+    margins: Tensor
+    gradients: Optional[Tensor]
+    radii: Tensor
+
+
 class _Search:
     """One call of an attack: the problem, the passes it has cost, and the image to be returned for each sample."""
 
     def __init__(self, attack: "Attack", embed: Embed, images: Tensor, targets: Tensor, objective: str, tau: float,
-                 seed: int, ids: Sequence[int], box: Box, on_iterate: Optional[Watcher]):
+                 seed: int, ids: Sequence[int], box: Box, radius: Optional[Radius], on_iterate: Optional[Watcher]):
         self.attack, self.embed, self.images, self.targets = attack, embed, images.detach(), targets.detach()
         self.objective, self.tau, self.box, self.on_iterate = objective, tau, box, on_iterate
-        self.seed, self.ids = seed, ids
+        self.seed, self.ids, self.radius = seed, ids, radius
         self.best = self.images.clone()
         self.norm = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
         self.margin = torch.full_like(self.norm, math.inf)
@@ -155,22 +165,29 @@ class _Search:
         """The numbers of the samples without success so far."""
         return (~self.succeeds(self.margin)).nonzero().flatten()
 
-    def evaluate(self, points: Tensor, index: Tensor, gradient: bool = False, record: bool = True
-                 ) -> tuple[Tensor, Optional[Tensor]]:
-        """Margins [n] of the points [n, C, H, W] of the samples `index`, and their gradients if asked for."""
+    def evaluate(self, points: Tensor, index: Tensor, gradient: bool = False, record: bool = True,
+                 embeddings: Optional[Tensor] = None) -> _Look:
+        """Look at the points [n, C, H, W] of the samples `index`. embeddings [n, D]: of the points, where known."""
         points = points.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            embeddings = self.embed(points)
+            if embeddings is None:
+                embeddings = self.embed(points)
+                self.forward_passes += len(index)
             dtype = embeddings.dtype if self.attack.published else torch.float64
             margins = margin(embeddings, self.targets[index], self.tau, self.objective, dtype)
-        self.forward_passes += len(index)
         gradients = self._gradients(margins, points, index) if gradient else None
         points, margins = points.detach(), margins.detach()
         if record:
             self._record(points, index, margins)
         if self.on_iterate is not None:
             self.on_iterate(points, index, margins)
-        return margins, gradients
+        return _Look(margins, gradients, self._radii(embeddings.detach(), margins))
+
+    def _radii(self, embeddings: Tensor, margins: Tensor) -> Tensor:
+        if self.radius is None:
+            return torch.zeros_like(margins)
+        cos = self.tau - margins if self.objective == "impersonation" else self.tau + margins
+        return self.radius(embeddings.double().norm(dim=1), cos.clamp(-1, 1).arccos())
 
     def _gradients(self, margins: Tensor, points: Tensor, index: Tensor) -> Tensor:
         """Of the sum of the margins; a random direction (published attacks: none) where there is none to follow."""
@@ -226,22 +243,27 @@ class Attack:
 
     def __call__(self, embed: Embed, images: Tensor, targets: Tensor, objective: str, tau: float, *, seed: int = 0,
                  sample_ids: Union[Sequence[int], Tensor, None] = None, box: Box = (-0.5, 0.5),
+                 clean: Optional[Tensor] = None, radius: Optional[Radius] = None,
                  on_iterate: Optional[Watcher] = None) -> AttackResult:
         """Attack `embed`, a function of images [N, C, H, W] in the box -> embeddings [N, D].
 
         targets [N, D]: f(x) of the clean images (untargeted), or f(y) of the other image of the pair. sample_ids [N]:
         non-negative numbers that name the samples, so that random numbers do not depend on batching; default 0 ... N-1.
+        clean [N, D]: f(images), where known, which saves a pass. radius(norms [n], angles [n]): the certified radius of
+        points with such embeddings; where the rest of a sample's steps is shorter, it takes none of them.
         on_iterate(points [n, C, H, W], index [n] into the batch, margins [n]) sees every point that is evaluated.
         Samples that are successes when clean come back as they are, with norm 0 (published attacks run on them too). A
         module runs in eval mode and is left as found. Raises InputError for what cannot be used.
         """
         ids = list(range(len(images))) if sample_ids is None else [int(i) for i in sample_ids]
         _check(images, targets, objective, tau, ids, box)
-        search = _Search(self, embed, images, targets, objective, float(tau), seed, ids, box, on_iterate)
+        if clean is not None and clean.shape != targets.shape:
+            raise InputError(f"clean embeddings {tuple(clean.shape)}, expected those of the targets, {tuple(targets.shape)}")
+        search = _Search(self, embed, images, targets, objective, float(tau), seed, ids, box, radius, on_iterate)
         index = torch.arange(len(images), device=images.device)
         with torch.no_grad(), _inputs_only(embed):
             if len(index) and not self.published:
-                search.margin = search.evaluate(search.images, index)[0]
+                search.margin = search.evaluate(search.images, index, embeddings=clean).margins
                 index = search.open()
             if len(index):
                 self._run(search, index)
@@ -257,8 +279,9 @@ class Attack:
     def _iterate(self, search: _Search, state: State) -> State:
         """One round of `steps` steps and a last look; samples that are done are dropped. Returns the others' state."""
         for step in range(self.steps):
-            margins, gradients = search.evaluate(state["points"], state["index"], True, record=not self.published)
-            active = ~self._done(search, margins)
+            look = search.evaluate(state["points"], state["index"], True, record=not self.published)
+            active = ~self._done(search, look, state, step)
+            margins, gradients = look.margins, look.gradients
             if not active.all():
                 state = {name: rows[active] for name, rows in state.items()}
                 margins, gradients = margins[active], gradients[active]
@@ -268,10 +291,18 @@ class Attack:
         search.evaluate(state["points"], state["index"])
         return state
 
-    def _done(self, search: _Search, margins: Tensor) -> Tensor:
+    def _done(self, search: _Search, look: _Look, state: State, step: int) -> Tensor:
+        """[n] bool: successes, and samples whose certificate covers all that the remaining steps can reach."""
         if self.minimum_norm or self.published:
-            return torch.zeros_like(margins, dtype=torch.bool)
-        return search.succeeds(margins)
+            return torch.zeros_like(look.margins, dtype=torch.bool)
+        done = search.succeeds(look.margins)
+        if search.radius is not None:  # the allowance is for rounding: of a float32 network, of its steps, of the angle
+            done |= look.radii > 1.001 * self._path(state, step) + 1e-4
+        return done
+
+    def _path(self, state: State, step: int) -> Tensor:
+        """How far, in l2, the points [n] can still move from `step` on; infinite where that is not known."""
+        return torch.full(state["index"].shape, math.inf, dtype=torch.float64, device=state["index"].device)
 
     def _step(self, search: _Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
         raise NotImplementedError
@@ -303,7 +334,7 @@ def _tighten(search: _Search, bisections: int = 8) -> None:
     for _ in range(bisections):
         middle = (low + high) / 2
         points = (images + (found - images) * _each(middle, images)).clamp(*search.box)
-        wins = search.succeeds(search.evaluate(points, index)[0])
+        wins = search.succeeds(search.evaluate(points, index).margins)
         low, high = torch.where(wins, low, middle), torch.where(wins, middle, high)
 
 
@@ -351,6 +382,10 @@ class PGD(Attack):
     def _length(self, state: State, step: int) -> Tensor:
         return state["step_size"] if "step_size" in state else 2 * state["eps"] * (1 - step / self.steps)
 
+    def _path(self, state: State, step: int) -> Tensor:
+        # neither projection moves a point further than the step did: ball and box are convex
+        return sum(self._length(state, later) for later in range(step, self.steps))
+
     def _step(self, search: _Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
         state["velocity"] = self.momentum * state["velocity"] - unit(gradients)
         direction = unit(state["velocity"])
@@ -373,6 +408,9 @@ class APGD(PGD):
     """
     steps: int = 100
     momentum: float = 0.25
+
+    def _path(self, state: State, step: int) -> Tensor:
+        return Attack._path(self, state, step)  # a return to the best point can be longer than any step
 
     @functools.cached_property
     def _windows(self) -> dict[int, int]:
@@ -459,42 +497,51 @@ class DDN(Attack):
 class CW(Attack):
     """Carlini & Wagner, S&P 2017: Adam on w, x* = tanh(w) mapped to the box, for ||x* - x||^2 + c relu(m + kappa).
 
-    c is searched for each sample: times ten until a round has a success, then halving the interval. A round starts at
-    the smallest success so far, or where the last round ended. lr, in units of w, falls to 0 in the second half of
-    a round, as Adam alone keeps circling the boundary. random_start: l2 of the first point.
+    c is searched for each sample: times ten until a round has a success, then halving the interval. Early rounds start in
+    turn at the smallest success so far, to refine it, and near the image, as there may be a smaller one elsewhere; where
+    there is none yet, where the last round ended. lr, in units of w, falls to 0 in the second half of a round, as Adam
+    alone keeps circling the boundary. random_start: l2 of the first point. w is kept in float32 or better.
     """
     minimum_norm: ClassVar[bool] = True
     steps: int = 100
     binary_search_steps: int = 9
     lr: float = 0.01
-    initial_c: float = 10.0
+    initial_c: float = 5.0
     kappa: float = 0.0
     random_start: float = 0.01
 
     def _run(self, search: _Search, index: Tensor) -> None:
         c = torch.full_like(search.norm[index], self.initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
-        points = search.images[index]
-        if self.random_start:
-            points = (points + self.random_start * search.noise(index)).clamp(*search.box)
-        for _ in range(self.binary_search_steps):
+        points = self._near(search, index, 0)
+        for turn in range(1, self.binary_search_steps + 1):
             before = search.hits[index]
             points = self._iterate(search, self._start(search, index, points, c))["points"]
             found = search.hits[index] > before
             low, high = torch.where(found, low, c), torch.where(found, c, high)
             c = torch.where(high.isfinite(), (low + high) / 2, 10 * c)
-            points = torch.where(_each(high.isfinite(), points), search.best[index], points)
+            again = turn % 2 == 0 and turn <= self.binary_search_steps / 2
+            fresh = self._near(search, index, turn) if again else search.best[index]
+            points = torch.where(_each(high.isfinite(), points), fresh, points)
+
+    def _near(self, search: _Search, index: Tensor, turn: int) -> Tensor:
+        """Points at random_start from the images."""
+        if not self.random_start:
+            return search.images[index]
+        return (search.images[index] + self.random_start * search.noise(index, turn)).clamp(*search.box)
 
     def _start(self, search: _Search, index: Tensor, points: Tensor, c: Tensor) -> State:
         low, high = search.box
+        points = points.to(torch.promote_types(points.dtype, torch.float32))
         # the inverse is infinite at the ends of the box, where tanh would be flat for good
         w = torch.atanh(((points - low) / (high - low) * 2 - 1) * (1 - 1e-6))
-        return {"index": index, "images": search.images[index], "points": self._image(w, search.box), "w": w, "c": c,
+        return {"index": index, "images": search.images[index], "points": self._image(w, search), "w": w, "c": c,
                 "mean": torch.zeros_like(w), "square": torch.zeros_like(w)}
 
     @staticmethod
-    def _image(w: Tensor, box: Box) -> Tensor:
-        return (box[0] + (box[1] - box[0]) * (torch.tanh(w) + 1) / 2).clamp(*box)
+    def _image(w: Tensor, search: _Search) -> Tensor:
+        low, high = search.box
+        return (low + (high - low) * (torch.tanh(w) + 1) / 2).clamp(low, high).to(search.images.dtype)
 
     def _rate(self, step: int) -> float:
         return self.lr * min(1.0, 2 - 2 * step / self.steps)
@@ -505,11 +552,12 @@ class CW(Attack):
 
     def _step(self, search: _Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
         s, half_width = state, (search.box[1] - search.box[0]) / 2
-        gradient = self._loss_gradient(search, s, margins, gradients) * half_width * (1 - torch.tanh(s["w"]) ** 2)
+        gradient = self._loss_gradient(search, s, margins, gradients).to(s["w"].dtype)
+        gradient = gradient * half_width * (1 - torch.tanh(s["w"]) ** 2)
         s["mean"], s["square"] = s["mean"].lerp(gradient, 0.1), s["square"].lerp(gradient ** 2, 0.001)
         mean, square = s["mean"] / (1 - 0.9 ** (step + 1)), s["square"] / (1 - 0.999 ** (step + 1))
         s["w"] = s["w"] - self._rate(step) * mean / (square.sqrt() + 1e-8)
-        return self._image(s["w"], search.box)
+        return self._image(s["w"], search)
 
 
 @dataclass(frozen=True, eq=False)

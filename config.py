@@ -6,15 +6,17 @@ config = EasyDict()
 # data
 config.rec = "synthetic"            # a folder with train.rec and train.idx (MS1MV3 in the paper), an image folder, or "synthetic"
 config.num_classes = None           # None: read from the data. MS1MV3: 93431
-config.num_image = None             # None: all there are. MS1MV3: 5179510. "synthetic" makes as many as are asked for
+config.num_image = None             # None: all there are. MS1MV3: 5179510. "synthetic" makes about as many, equally many of each identity
 config.recordio_backend = "builtin"  # or "mxnet"
+config.on_bad_record = "error"      # or "skip": the next one stands in for a record that cannot be used, which is counted and logged
+config.max_bad_records = 1000       # more than these, of all processes together, end the run
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header
 config.backbone = "sllnet"
 config.header = "ecosface"          # arcface, cosface, adacos, ecosface or naive
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
-config.init_weights = None          # a model_*.pt to start from
+config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 
 # loss: cross entropy + lambda_ * mean(max(0, -xi * log(norm / xi)))
 config.lambda_ = 10.0
@@ -30,6 +32,7 @@ config.warmup_epoch = 0
 config.power = 1.0                  # of the polynomial decay to 0
 config.max_norm = 5.0               # of the backbone's gradient
 config.precision = "fp16"           # fp16, bf16 or fp32; fp16 needs CUDA, the CPU takes fp32 in its place
+config.max_skipped_steps = 20       # so many steps in a row whose loss or gradient is not finite end the run (looked at with log lines)
 config.compile = False              # torch.compile the backbone
 
 # run
@@ -37,9 +40,12 @@ config.seed = 0
 config.device = None                # None: cuda where there is one, else cpu
 config.deterministic = True         # False lets cuDNN choose the fastest convolutions, which differ between runs
 config.output = "out/train"
-config.resume = None                # "auto": go on from the state in `output`, if there is one; or the path of a state file
+config.resume = None                # "auto": go on from the newest state in `output`, if there is one; or the path of a state file
+config.resume_changed = False       # go on although settings, data or the number of processes are not those of the state
+config.timeout = 600.0              # seconds that a process waits for the others, and for a batch, before it gives up
 config.frequent = 20                # steps between two log lines
 config.verbose = 2000               # steps between two verifications
 config.val_targets = None           # names of .bin files beside the data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
 config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt; the last epoch's are model_final.pt, header_final.pt
-config.save_steps = 2000            # steps between two full states; the end of an epoch saves one too
+config.save_steps = 2000            # steps between two full states, state_*.pt; the end of an epoch saves one too
+config.keep_states = 2              # how many of them are kept

@@ -8,22 +8,24 @@
 
 Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W) and a length.
 """
+import hashlib
 import os
 from pathlib import Path
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
-from utils import InputError
+from utils import InputError, RecordError
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler
 from utils.utils_image import decode_image
 from utils.utils_loader import Loader
 
 PathLike = Union[str, "os.PathLike[str]"]
+MAX_ENCODED = 2**27  # bytes of an image file: more than the largest image that is decoded has pixels
 RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
 
 
@@ -32,12 +34,12 @@ class RecordDataset(Dataset):
 
     root_or_rec: a folder with train.rec and train.idx, or the .rec file itself with its .idx beside it.
     num_classes: the number of identities; None takes it from record 0, the `property` file beside the .rec, or the largest label.
-    recordio_backend: "builtin" (a memory map) or "mxnet".
+    recordio_backend: "builtin" or "mxnet".
 
     Record 0 is a header if it has labels and no image: the images are then keys 1 .. label[0] - 1 and there are label[1] - label[0]
     identities. Without a header all keys are images, in the order of the index. Where a record has several labels the first is the
-    identity. Raises InputError naming file and key for files or records that cannot be used, for labels that are not integers in
-    [0, num_classes) and for images of another size than the first one's.
+    identity. Raises InputError naming the file that cannot be used, and RecordError naming file and key for damaged records, for labels
+    that are not integers in [0, num_classes) and for images of another size than the first one's.
     """
 
     def __init__(self, root_or_rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin") -> None:
@@ -47,8 +49,10 @@ class RecordDataset(Dataset):
             raise InputError(f"recordio_backend is {recordio_backend!r}, expected one of {', '.join(RECORD_FILES)}")
         self.file = RECORD_FILES[recordio_backend](rec, rec.with_suffix(".idx"))
         self.keys, identities = self._image_keys()
+        if num_classes is not None and identities is not None and identities > num_classes:
+            raise InputError(f"{rec}: {identities} identities, expected at most num_classes = {num_classes}")
         self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or self._largest_label() + 1
-        self.image_size = tuple(self._decode(0)[0].shape[1:])
+        self.image_size = _first_size(self, lambda index: self._decode(index)[0])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -56,20 +60,25 @@ class RecordDataset(Dataset):
     def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
         image, label = self._decode(index)
         if tuple(image.shape[1:]) != self.image_size:
-            raise InputError(f"{self._name(index)}: the image has (height, width) {tuple(image.shape[1:])}, expected {self.image_size} "
+            raise RecordError(f"{self.name(index)}: the image has (height, width) {tuple(image.shape[1:])}, expected {self.image_size} "
                              "as in the first record")
         return image, label
 
     def _decode(self, index: int) -> "tuple[torch.Tensor, int]":
-        name = self._name(index)
+        name = self.name(index)
         record = unpack(self.file.read(int(self.keys[index])), name)
         label = float(record.label[0]) if record.flag else record.label
         if not (label.is_integer() and 0 <= label < self.num_classes):
-            raise InputError(f"{name}: label {label:g}, expected an integer in [0, {self.num_classes})")
+            raise RecordError(f"{name}: label {label:g}, expected an integer in [0, {self.num_classes})")
         return decode_image(record.image, name), int(label)
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """How messages call an image."""
         return self.file.name(int(self.keys[index]))
+
+    def fingerprint(self) -> str:
+        """What tells these images from others: a SHA-256 of the index, hexadecimal."""
+        return self.file.fingerprint()
 
     def _image_keys(self) -> "tuple[np.ndarray, Optional[int]]":
         """(keys of the images, number of identities or None)."""
@@ -94,7 +103,7 @@ class RecordDataset(Dataset):
         labels = self.file.first_labels(self.keys)
         wrong = np.flatnonzero(~(labels >= 0) | (labels != np.floor(labels)) | (labels >= 2**31))
         if len(wrong):
-            raise InputError(f"{self._name(wrong[0])}: label {labels[wrong[0]]:g}, expected an integer >= 0")
+            raise RecordError(f"{self.name(wrong[0])}: label {labels[wrong[0]]:g}, expected an integer >= 0")
         return int(labels.max())
 
 
@@ -116,25 +125,47 @@ class ImageFolderFaces(Dataset):
         self.num_classes = num_classes or len(self.classes)
         if len(self.classes) > self.num_classes:
             raise InputError(f"{root}: {len(self.classes)} identities, expected at most num_classes = {self.num_classes}")
-        self.image_size = tuple(self._decode(0).shape[1:])
+        self.root, self.image_size = root, _first_size(self, self._decode)
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def name(self, index: int) -> str:
+        """How messages call an image."""
+        return self.samples[index][0]
+
+    def fingerprint(self) -> str:
+        """What tells these images from others: a SHA-256 of their paths inside the folder, hexadecimal."""
+        paths = "\0".join(os.path.relpath(path, self.root) for path, _ in self.samples)
+        return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
+
     def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
         image = self._decode(index)
         if tuple(image.shape[1:]) != self.image_size:
-            raise InputError(f"{self.samples[index][0]}: the image has (height, width) {tuple(image.shape[1:])}, expected "
+            raise RecordError(f"{self.samples[index][0]}: the image has (height, width) {tuple(image.shape[1:])}, expected "
                              f"{self.image_size} as in {self.samples[0][0]}")
         return image, self.samples[index][1]
 
     def _decode(self, index: int) -> torch.Tensor:
         path = self.samples[index][0]
         try:
+            if os.path.getsize(path) > MAX_ENCODED:
+                raise RecordError(f"{path}: {os.path.getsize(path)} bytes, expected at most {MAX_ENCODED}")
             data = Path(path).read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+            raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
         return decode_image(data, path)
+
+
+def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> "tuple[int, int]":
+    """(height, width) of the first image, or, where that is damaged, of the next one."""
+    reasons = []
+    for index in range(min(len(images), tries)):
+        try:
+            return tuple(decode(index).shape[1:])
+        except RecordError as error:
+            reasons.append(error)
+    raise reasons[0]
 
 
 def get_dataset(rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin", seed: int = 0) -> Dataset:
@@ -154,20 +185,24 @@ def get_dataset(rec: PathLike, num_classes: Optional[int] = None, recordio_backe
 
 def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, flip: bool = True, shuffle: bool = True,
                    prefetch_factor: int = 4, pin_memory: Optional[bool] = None, start_method: Optional[str] = None,
-                   num_replicas: Optional[int] = None, rank: Optional[int] = None) -> Loader:
+                   num_replicas: Optional[int] = None, rank: Optional[int] = None, skip_bad_records: bool = False,
+                   timeout: float = 0) -> Loader:
     """A `Loader` of this rank's share of `dataset`.
 
     batch_size: of this rank; the batches of all W ranks at one step are together the batch of W * batch_size that a single process
     has at that step: sample k of rank r is sample k * W + r there. The last, smaller batch of an epoch is left out. Order, and
     horizontal flips with probability 1/2 (`flip`), are keyed by (seed, epoch, sample).
     pin_memory: None pins where CUDA is available. start_method: of the workers; None is the platform's. num_replicas, rank: None
-    takes them from the process group. Raises InputError where the dataset is smaller than one global batch.
+    takes them from the process group. skip_bad_records: a record that cannot be used is replaced by the next one that can, and noted
+    in `Loader.bad_records`; otherwise it is an error. timeout: seconds in which workers must have a batch ready; 0: any time. Raises
+    InputError where the dataset is smaller than one global batch.
     """
     sampler = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
     if len(sampler) < batch_size:
         raise InputError(f"batch_size: {batch_size} on each of {sampler.num_replicas} ranks, but the dataset has {len(dataset)} images")
     pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-    return Loader(dataset, sampler, batch_size, flip, seed, num_workers, prefetch_factor, pin_memory, start_method)
+    return Loader(dataset, sampler, batch_size, flip, seed, num_workers, prefetch_factor, pin_memory, start_method, skip_bad_records,
+                  timeout)
 
 
 def to_float(images: torch.Tensor, device: "torch.device | str | None" = None, dtype: torch.dtype = torch.float32,
@@ -186,7 +221,8 @@ def _property_classes(path: Path) -> Optional[int]:
     """The number of identities of a `property` file ("classes,height,width"); None where there is no such file."""
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    with open(path, encoding="utf-8", errors="replace") as file:
+        text = file.read(1000).strip()
     first = text.split(",")[0].strip()
     if not (first.isascii() and first.isdigit() and 0 < int(first) < 2**31):
         raise InputError(f"{path}: {text[:60]!r}, expected classes,height,width")

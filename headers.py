@@ -4,6 +4,7 @@ Every header holds one weight row per identity, drawn from N(0, 0.01^2) and norm
 embeddings too. A label of -1 means "none of the identities": its row of logits carries no margin. Logits are computed in float32 or better,
 also under autocast. `step` is the number of the optimiser step: headers that draw random numbers key them by it (see ECosFace).
 """
+import inspect
 import math
 
 import numpy as np
@@ -168,8 +169,14 @@ class ECosFace(Header):
 
 
 def get_header(name: str, num_classes: int, emb_size: int, **kw) -> Header:
-    """The header `name` of HEADERS; `kw` goes to its constructor. Raises ValueError for an unknown name."""
+    """The header `name` of HEADERS; `kw` goes to its constructor. Raises ValueError for an unknown name and
+    TypeError for an argument that it does not take or that is of another type than its default."""
     kinds = dict(zip(HEADERS, (ArcFace, CosFace, AdaCos, ECosFace, NaiveHeader)))
     if name not in kinds:
         raise ValueError(f"header is {name!r}, expected one of {', '.join(HEADERS)}")
+    defaults = inspect.signature(kinds[name]).parameters
+    for key, value in kw.items():
+        kind = type(defaults[key].default) if key in defaults else type(value)
+        if type(value) is not kind and (kind, type(value)) != (float, int) or kind is int and value < 0:
+            raise TypeError(f"{key}={value!r}, expected {kind.__name__}{' >= 0' * (kind is int)}")
     return kinds[name](num_classes, emb_size, **kw)

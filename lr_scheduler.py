@@ -15,6 +15,17 @@ class PolynomialLRWarmup(LRScheduler):
         self.warmup_iters, self.total_iters, self.power = warmup_iters, total_iters, power
         super().__init__(optimizer, last_epoch)
 
+    def state_dict(self) -> dict:
+        """Only how far it is: rates and length are the run's settings."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr):
+            group["lr"] = rate
+
     def get_lr(self) -> list[float]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 

@@ -7,13 +7,18 @@
     torchrun --standalone --nproc_per_node=2 train.py backbone=sllnet_small output=out/run   # two CPU processes
 
 Arguments are `key=value` settings over those of config.py, which lists them all. `batch_size` is that of all processes together:
-one process and many give the same loss curve, to rounding. Exit status: 0 done, 2 a setting or a file cannot be used.
+one process and many give the same loss curve, to rounding. SIGTERM and SIGINT (Ctrl-C) end a run after the step it is in, with its
+state saved; with resume=auto the same command goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
+
+Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or a file cannot be used; 1 the run cannot go on
+(too many steps that are not finite, another process gone).
 """
 import contextlib
 import logging
 import math
 import os
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional, Sequence
@@ -32,19 +37,23 @@ from datasets import SyntheticFaces, get_dataloader, get_dataset, synthetic_pair
 from eval.verification import PairSet, embed_images, norms, pair_cosines, read_bin, ten_fold_accuracy
 from headers import HEADERS, get_header
 from lr_scheduler import PolynomialLRWarmup
-from utils import InputError
+from utils import InputError, RunError
 from utils.build_dataset import write_bin
 from utils.utils_callbacks import CallBackCheckpoint, CallBackLogging, CallBackVerification
 from utils.utils_checkpoint import load_weights
 from utils.utils_config import override
 from utils.utils_distributed import barrier, process_group, rank, world_size
+from utils.utils_guard import StepGuard, keep_batch, poisoned
+from utils.utils_image import decode_image
+from utils.utils_lockstep import STOPPED, DataError, Interrupted, StopSignals, in_lockstep
 from utils.utils_logging import init_logging
 
 LOGGER = logging.getLogger("training")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
 # settings that may differ between a run and its continuation: they do not change what is computed
 FREE = {"rec", "recordio_backend", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose", "val_targets",
-        "save_epochs", "save_steps", "init_weights"}
+        "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps", "timeout",
+        "resume_changed"}
 
 
 def train(cfg: EasyDict, device: torch.device) -> None:
@@ -58,7 +67,8 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     precision = "fp32" if cfg.precision == "fp16" and device.type == "cpu" else cfg.precision
 
     dataset = training_set(cfg)
-    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers))
+    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
+                            skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
     if not len(loader):
         raise InputError(f"{cfg.rec}: {len(dataset)} images are less than one batch of {cfg.batch_size}")
     total_steps = cfg.num_epoch * len(loader)
@@ -72,21 +82,28 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     optimizer = torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
                                   weight_decay=cfg.weight_decay, fused=device.type == "cuda")
     scheduler = PolynomialLRWarmup(optimizer, cfg.warmup_epoch * len(loader), total_steps, cfg.power)
-    scaler = torch.amp.GradScaler(device.type, growth_interval=100, enabled=precision == "fp16")
+    # it leaves out steps whose gradient is not finite, without waiting for the device, in every precision; only fp16 needs a scale
+    fp16 = precision == "fp16"
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if fp16 else 1.0, growth_interval=100)
 
     settings = {key: value for key, value in cfg.items() if key not in FREE}
-    settings.update(header_args=dict(cfg.header_args), num_classes=dataset.num_classes, num_image=len(dataset), world_size=world_size())
+    settings.update(header_args=dict(cfg.header_args), num_classes=dataset.num_classes, num_image=len(dataset), world_size=world_size(),
+                    data=dataset.fingerprint() if hasattr(dataset, "fingerprint") else cfg.rec)
     parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    checkpoints = CallBackCheckpoint(cfg.output, parts, settings)
-    progress = resume(cfg.resume, checkpoints)
+    torch.manual_seed(cfg.seed + rank())  # from here on ranks draw different numbers, for dropout
+    checkpoints = CallBackCheckpoint(cfg.output, parts, settings, cfg.keep_states)
+    progress = checkpoints.restore(cfg.resume, cfg.resume_changed)
 
+    validated = validation_sets(cfg, dataset.image_size)
     init_logging(cfg.output)
     writer = tensorboard(cfg.output)
     verification = CallBackVerification({pairs.name: partial(verify, scale=input_scale(cfg.backbone), pairs=pairs)
-                                         for pairs in validation_sets(cfg)}, writer)
+                                         for pairs in validated}, writer)
     verification.highest.update(progress.get("highest", {}))
     step = progress.get("step", 0)
     describe(cfg, settings, device, precision, total_steps, step, network, verification)
+    for remark in checkpoints.remarks:
+        LOGGER.warning(remark)
     logging_line = CallBackLogging(cfg.frequent, total_steps, cfg.batch_size, step, writer)
 
     model = distribute(torch.compile(embed) if cfg.compile else embed, cfg.grad_accum_steps)
@@ -98,39 +115,60 @@ def train(cfg: EasyDict, device: torch.device) -> None:
             return model(images)
 
     loss_of = partial(objective, classify, lambda_=cfg.lambda_, xi=cfg.xi)
+    guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16)
     network.train()
     header.train()
 
-    with tqdm(total=total_steps, initial=step, unit="step", disable=None if rank() == 0 else True, dynamic_ncols=True) as bar:
-        for epoch in range(step // len(loader), cfg.num_epoch):
-            loader.set_epoch(epoch, start_batch=step % len(loader))
-            for images, labels in loader:
-                # channels last, as the loader stacks them: faster convolutions on both kinds of device
-                images = to_float(images, device, memory_format=torch.channels_last)
-                labels = labels.to(device, non_blocking=True)
-                header.step = step  # random margins are keyed by the step, so that a resumed run draws the same ones
-                optimizer.zero_grad(set_to_none=True)
-                loss, reg_loss, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(network.parameters(), cfg.max_norm)  # of the backbone alone, in every precision
-                scaler.step(optimizer)
-                scaler.update()
-                learning_rate = scheduler.get_last_lr()[0]
-                scheduler.step()
-                step += 1
-                bar.update()
+    with StopSignals() as signals, tqdm(total=total_steps, initial=step, unit="step", disable=None if rank() == 0 else True,
+                                        dynamic_ncols=True) as bar:
+        try:
+            for epoch in range(step // len(loader), cfg.num_epoch):
+                loader.set_epoch(epoch, start_batch=step % len(loader))
+                for images, labels in in_lockstep(loader, signals, cfg.max_bad_records):
+                    # channels last, as the loader stacks them: faster convolutions on both kinds of device
+                    images = to_float(images, device, memory_format=torch.channels_last)
+                    labels = labels.to(device, non_blocking=True)
+                    header.step = step  # random margins are keyed by the step, so that a resumed run draws the same ones
+                    optimizer.zero_grad(set_to_none=True)
+                    guard.begin()
+                    loss, reg_loss, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
+                    scaler.unscale_(optimizer)
+                    # of the backbone alone, in every precision
+                    guard.end(nn.utils.clip_grad_norm_(network.parameters(), cfg.max_norm), header)
+                    scaler.step(optimizer)
+                    scaler.update(None if fp16 else 1.0)
+                    learning_rate = scheduler.get_last_lr()[0]
+                    scheduler.step()
+                    step += 1
+                    bar.update()
 
-                logging_line(step, epoch, learning_rate, loss, reg_loss, norm, lambda: scaler.get_scale() if scaler.is_enabled() else None)
-                if step % cfg.verbose == 0 or step == total_steps:
-                    verification(step, network)
-                if step % cfg.save_steps == 0 or step % len(loader) == 0:
-                    checkpoints.save_state({"step": step, "highest": verification.highest})
-            if (epoch + 1) % cfg.save_epochs == 0 and step < total_steps:
-                checkpoints.save_weights(str(epoch + 1))
-    checkpoints.save_weights("final")
+                    if logging_line(step, epoch, learning_rate, loss, reg_loss, norm, lambda: scaler.get_scale() if fp16 else None):
+                        guard.check(step)
+                    if step % cfg.verbose == 0 or step == total_steps:
+                        verification(step, network)
+                    if step % cfg.save_steps == 0 or step % len(loader) == 0:
+                        or_go_on(checkpoints.save_state, {"step": step, "highest": verification.highest})
+                if (epoch + 1) % cfg.save_epochs == 0 and step < total_steps:
+                    or_go_on(checkpoints.save_weights, str(epoch + 1))
+        except (Interrupted, DataError, RunError) as end:  # on all ranks at the same step
+            if isinstance(end, RunError):
+                keep_batch(cfg.output, step, images, labels)
+            checkpoints.save_state({"step": step, "highest": verification.highest})
+            LOGGER.warning("stopped after step %d: %s; the state is saved and resume=auto goes on from it", step, end)
+            raise
+        checkpoints.save_weights("final")
     if writer is not None:
-        writer.close()
+        with contextlib.suppress(OSError):
+            writer.close()
     LOGGER.info("done: %s", Path(cfg.output) / "model_final.pt")
+
+
+def or_go_on(save: Callable, what: object) -> None:
+    """Save, or say why not and go on: a disk that is full now costs no step, and what was saved before is still there."""
+    try:
+        save(what)
+    except OSError as error:
+        LOGGER.error("%s; the run goes on", error)
 
 
 def objective(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, lambda_: float,
@@ -144,7 +182,7 @@ def objective(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, 
         squares = embeddings.square().sum(1)
         log_norm = 0.5 * torch.log(squares + 1e-24)
         regulariser = F.relu(-xi * (log_norm - math.log(xi))).mean() if xi > 0 else squares.new_zeros(())
-        loss = F.cross_entropy(classify(embeddings, labels), labels) + lambda_ * regulariser
+        loss = poisoned(F.cross_entropy(classify(embeddings, labels), labels) + lambda_ * regulariser)
     return loss, regulariser.detach(), squares.detach().sqrt().mean()
 
 
@@ -201,8 +239,12 @@ def training_set(cfg: EasyDict) -> Dataset:
     return dataset
 
 
-def validation_sets(cfg: EasyDict) -> list[PairSet]:
-    """The .bin files beside the data, or those of them that val_targets names; pairs of further identities for synthetic data."""
+def validation_sets(cfg: EasyDict, size: Sequence[int]) -> list[PairSet]:
+    """The .bin files beside the data, or those of them that val_targets names; pairs of further identities for synthetic data.
+
+    Raises InputError now rather than after hours: where an image cannot be decoded or is not of the training images' size
+    (height, width), and where there are too few pairs for the 10-fold accuracy.
+    """
     if cfg.rec == "synthetic":
         path = Path(cfg.output) / "synthetic.bin"
         if rank() == 0:
@@ -217,7 +259,16 @@ def validation_sets(cfg: EasyDict) -> list[PairSet]:
         if missing:
             raise InputError(f"setting val_targets: no {missing[0]}.bin; there are {', '.join(path.name for path in paths) or 'none'}")
         paths = [path for path in paths if path.stem in cfg.val_targets]
-    return [read_bin(path) for path in paths]
+    validated = [read_bin(path) for path in paths]
+    for pairs in validated:
+        if len(pairs.same) < 10:
+            raise InputError(f"{pairs.path}: {len(pairs.same)} pairs, expected at least 10 for the 10-fold accuracy (val_targets= leaves it out)")
+        for number, data in enumerate(pairs.images):
+            found = decode_image(data, pairs.describe(number)).shape[1:]
+            if tuple(found) != tuple(size):
+                raise InputError(f"{pairs.describe(number)}: the image has (height, width) {tuple(found)}, expected {tuple(size)} "
+                                 "as the training images have")
+    return validated
 
 
 def verify(network: nn.Module, scale: float, pairs: PairSet) -> dict[str, float]:
@@ -228,16 +279,6 @@ def verify(network: nn.Module, scale: float, pairs: PairSet) -> dict[str, float]
     unflipped, unflipped_std = ten_fold_accuracy(pair_cosines(embeddings[0], pairs.left, pairs.right), pairs.same)
     xnorm = norms(embeddings)[:, [*pairs.left, *pairs.right]].mean().item()
     return dict(xnorm=xnorm, accuracy=accuracy, accuracy_std=accuracy_std, unflipped=unflipped, unflipped_std=unflipped_std)
-
-
-def resume(wanted: Optional[str], checkpoints: CallBackCheckpoint) -> dict:
-    """The progress of the state that the run goes on from; {} for a fresh run. A run is never begun over another one."""
-    found = checkpoints.state_path.exists()
-    if wanted is None and found:
-        raise InputError(f"{checkpoints.state_path} is the state of an earlier run: give resume=auto to go on, or another output")
-    if wanted is None or wanted == "auto" and not found:
-        return {}
-    return checkpoints.load_state(checkpoints.state_path if wanted == "auto" else wanted)
 
 
 def embedding_size(embed: nn.Module, image_size: Sequence[int], device: torch.device) -> int:
@@ -257,22 +298,28 @@ def make_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
     arguments = {**({"seed": cfg.seed} if cfg.header == "ecosface" else {}), **cfg.header_args}
     try:
         return get_header(cfg.header, num_classes, emb_size, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: weights for so many classes do not fit into memory
         raise InputError(f"setting header_args={dict(cfg.header_args)} does not fit header={cfg.header}: {error}") from error
 
 
 def workers(wanted: Optional[int]) -> int:
     """Decoding processes of this training process: as asked for, or one per core that is left over, at most 8."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, (os.cpu_count() or 1) // processes - 1) if wanted is None else wanted
+    return max(0, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
 
 
 def tensorboard(output: str):
-    """A TensorBoard writer on rank 0, None elsewhere."""
+    """A TensorBoard writer on rank 0, None elsewhere and where its file cannot be written."""
     if rank() != 0:
         return None
     from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(Path(output) / "tensorboard"))
+    # its thread ends on a full disk, of which the next scalar tells: no need for a traceback as well
+    threading.excepthook = lambda args: LOGGER.warning("TensorBoard: %s", args.exc_value)
+    try:
+        return SummaryWriter(str(Path(output) / "tensorboard"))
+    except OSError as error:
+        LOGGER.warning("TensorBoard gets no scalars: %s", error)
+        return None
 
 
 def describe(cfg: EasyDict, settings: dict, device: torch.device, precision: str, total_steps: int, step: int, network: nn.Module,
@@ -289,16 +336,27 @@ def describe(cfg: EasyDict, settings: dict, device: torch.device, precision: str
 
 def check(cfg: EasyDict) -> None:
     """Raise InputError, naming the setting, for a value out of range."""
-    least = dict(num_epoch=1, batch_size=1, grad_accum_steps=1, frequent=1, verbose=1, save_epochs=1, save_steps=1, warmup_epoch=0, seed=0)
+    least = dict(num_epoch=1, batch_size=1, grad_accum_steps=1, frequent=1, verbose=1, save_epochs=1, save_steps=1, keep_states=1,
+                 warmup_epoch=0, seed=0, max_bad_records=0, max_skipped_steps=1)
     for key, bound in least.items():
-        if cfg[key] < bound:
-            raise InputError(f"setting {key}={cfg[key]}: expected at least {bound}")
-    for key in ("lambda_", "xi", "lr", "weight_decay", "power", "max_norm"):
+        if not bound <= cfg[key] < 2**63:
+            raise InputError(f"setting {key}={cfg[key]}: expected at least {bound}, and less than 2**63")
+    if cfg.num_workers is not None and not 0 <= cfg.num_workers <= 1024:
+        raise InputError(f"setting num_workers={cfg.num_workers}: expected 0 to 1024")
+    for key in ("num_classes", "num_image"):
+        if cfg[key] is not None and not 1 <= cfg[key] < 2**31:
+            raise InputError(f"setting {key}={cfg[key]}: expected at least 1, and less than 2**31")
+    if not all(isinstance(name, str) for name in cfg.val_targets or ()):
+        raise InputError(f"setting val_targets={cfg.val_targets}: expected names of .bin files")
+    for key in ("lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout"):
         if not 0 <= cfg[key] < math.inf:
             raise InputError(f"setting {key}={cfg[key]}: expected a finite number that is not negative")
-    for key, allowed in dict(precision=tuple(AUTOCAST), header=HEADERS, recordio_backend=("builtin", "mxnet")).items():
+    for key, allowed in dict(precision=tuple(AUTOCAST), header=HEADERS, recordio_backend=("builtin", "mxnet"),
+                             on_bad_record=("error", "skip")).items():
         if cfg[key] not in allowed:
             raise InputError(f"setting {key}={cfg[key]}: expected one of {', '.join(allowed)}")
+    if cfg.power == 0:
+        raise InputError("setting power=0.0: expected a positive number")
     if cfg.warmup_epoch >= cfg.num_epoch:
         raise InputError(f"setting warmup_epoch={cfg.warmup_epoch}: expected less than num_epoch={cfg.num_epoch}")
     if cfg.batch_size % world_size():
@@ -313,11 +371,13 @@ def run(config: EasyDict, arguments: Optional[Sequence[str]] = None) -> int:
         return 0
     try:
         cfg = override(config, arguments)
-        with process_group(cfg.device) as device:
+        with process_group(cfg.device, cfg.timeout) as device:
             train(cfg, device)
-    except (InputError, OSError) as error:
+    except (Interrupted, KeyboardInterrupt):
+        return STOPPED
+    except (InputError, OSError, RunError) as error:
         print(f"train: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     return 0
 
 

@@ -3,11 +3,13 @@ import difflib
 import os
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from backbones.bounds import lipschitz_bound
 from utils import InputError
 from utils.utils_checkpoint import load_weights
 
@@ -45,6 +47,13 @@ def _entry(name: str) -> _Entry:
     return _NETWORKS[name]
 
 
+def adversarially_trained(folder: "str | os.PathLike[str]" = "params") -> dict[str, dict[str, str]]:
+    """{name: {"backbone", "weights"}} of RobFR's checkpoints (the paper's Appendix E) that are in a folder, as {name}.pt or .pth."""
+    found = {path.stem: str(path) for path in sorted(Path(folder).glob("*.pt*"))}
+    names = ("PGD-Arc", "PGD-Cos", "TRADES-Arc", "TRADES-Cos")
+    return {name: {"backbone": "ir_50", "weights": found[name]} for name in names if name in found}
+
+
 def get_backbone(name: str, **kw: Any) -> nn.Module:
     """The raw network `name` with fresh weights; `kw` goes to its constructor. Raises InputError for an unknown name.
 
@@ -80,10 +89,17 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
                  dtype: torch.dtype = torch.float32, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
 
-    Raises InputError where the checkpoint is missing, damaged or of another network.
+    Raises InputError where the checkpoint is missing, damaged or of another network, and where the layers of a network that is to be
+    1-Lipschitz are not so with these weights (see bounds.py).
     """
     network = get_backbone(name, **kw)
     load_weights(network, weights)
+    if is_lipschitz(name):
+        network = network.to(device=device, dtype=dtype).eval()
+        try:
+            lipschitz_bound(network)
+        except InputError as error:
+            raise InputError(f"{weights}: {error}") from None
     if input_scale(name) != 1:
         network = ScaledInput(network, input_scale(name))
     return network.to(device=device, dtype=dtype).eval().requires_grad_(False)

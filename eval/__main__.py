@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from utils import InputError
+from utils import InputError, RunError
 
 ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
 
@@ -21,17 +21,26 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for declare in (certify_command, attack_command, audit_command, table_command, plot_command):
+    for declare in (certify_command, attack_command, audit_command, table_command, plot_command, curves_command, toy_command):
         declare(commands)
     args = parser.parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of libraries: nothing that a user here can act on
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         try:
-            return args.run(args) or 0
-        except (InputError, OSError) as error:
+            return _run(args)
+        except (InputError, RunError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        return args.run(args) or 0
+    except RuntimeError as error:
+        from utils.utils_distributed import raise_for_lost_process
+        raise_for_lost_process(error)
+        raise
 
 
 def _inside(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -84,11 +93,11 @@ def certify(args: argparse.Namespace) -> None:
     from backbones import is_lipschitz, load_network
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
-    from eval import records, tables, verification
+    from eval import records, robustness, tables, verification
     from utils.utils_files import sha256
     device = _device(args.device)
     network = load_network(args.backbone, args.weights, device=device)
-    origin = {"backbone": args.backbone, "weights_sha256": sha256(args.weights), "code_version": records.code_version()}
+    origin = records.origin(args.backbone, args.weights)
     results = []
     for path in args.bin:
         pair_set = verification.read_bin(path)
@@ -97,6 +106,7 @@ def certify(args: argparse.Namespace) -> None:
                                  progress=pair_set.name)
         result.summary.update(bin=pair_set.name, bin_sha256=sha256(path), **origin)
         results.append(result)
+    results = [robustness.keep_attacks(folder, result) for folder, result in zip(folders, results)]
     for folder, result in zip(folders, results):
         records.write_records(folder, result)
     print(tables.render(tables.table1(result.summary for result in results)))
@@ -167,7 +177,7 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
     from eval import records, subject, verification
     from utils.utils_distributed import process_group
     from utils.utils_files import sha256
-    origin = {"backbone": args.backbone, "weights_sha256": sha256(args.weights), "code_version": records.code_version()}
+    origin = records.origin(args.backbone, args.weights)
     with process_group(args.device) as device:
         network = load_network(args.backbone, args.weights, device=device)
         for folder, path in zip(folders, args.bin):
@@ -284,6 +294,41 @@ def plot(args: argparse.Namespace) -> None:
         print(*plots.write_plots(result, args.out or folder, f"{name}_" if args.out else ""), sep="\n")
     if args.out and len(folders) > 1:
         print(*plots.write_comparison(dict(zip(names, results.values())), args.out), sep="\n")
+
+
+def curves_command(commands: Any) -> None:
+    parser = commands.add_parser("curves", help="curves of a training log (Fig. 4)",
+                                 description="Loss, verification accuracy and mean feature norm of a training log against the step.")
+    parser.add_argument("log", metavar="LOG", help="training.log of train.py, or a log of the published runs")
+    parser.add_argument("--out", required=True, metavar="PNG", help="the figure")
+    parser.add_argument("--target", metavar="NAME", help="only this verification set (default: all)")
+    parser.add_argument("--norm", type=_inside(float, 0, math.inf), metavar="NORM",
+                        help="dashed line among the norms; 13.07 in Fig. 4 (default: none)")
+    parser.add_argument("--title", default="", help="of the figure")
+    parser.set_defaults(run=curves)
+
+
+def curves(args: argparse.Namespace) -> None:
+    from eval.curves import plot_training_log
+    from utils.utils_logging import read_training_log
+    plot_training_log(read_training_log(args.log), args.out, args.title, args.target, args.norm)
+    print(args.out)
+
+
+def toy_command(commands: Any) -> None:
+    parser = commands.add_parser("toy", help="table and figures of toy runs (Fig. 2, Fig. 1b)",
+                                 description="Results of train_toy.py beside the published ones, and their figures.")
+    parser.add_argument("runs", metavar="DIR", help="folder of the runs: the output of train_toy.py")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where fig2_DATASET.png and fig1b_DATASET.png go")
+    parser.set_defaults(run=toy)
+
+
+def toy(args: argparse.Namespace) -> None:
+    from eval.curves import write_toy_figures
+    from eval.toy import beside_published, formatted, read_results
+    for dataset, results in read_results(args.runs).groupby("dataset"):
+        print(f"{dataset}:", formatted(beside_published(results)).to_string(index=False), sep="\n")
+    print(*write_toy_figures(args.runs, args.out), sep="\n")
 
 
 if __name__ == "__main__":

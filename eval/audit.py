@@ -28,7 +28,7 @@ from utils.utils_distributed import barrier, rank
 from utils.utils_files import atomic_write
 from utils.utils_precision import full_precision
 
-AUDIT, COLUMN = "audit.json", "norm_audit"
+COLUMN = "norm_audit"
 CHECKS = ("lipschitz", "margin", "decision")
 RESOLUTION = 1e-4  # a smaller radius cannot be told from the rounding of pixels near 0.5, and is not attacked
 _MEASURED = ["norm", "points", "rechecked", "ratio", "moved", "broken"]  # of each single attack
@@ -74,7 +74,7 @@ def audit(subject: Subject, steps: int = 100, restarts: int = 3, limit: "int | N
     report["n_violations"] = len(report["violations"])
     if rank() == 0:
         records.write_records(subject.folder, found)
-        with atomic_write(subject.folder / AUDIT) as file:
+        with atomic_write(subject.folder / records.AUDIT) as file:
             json.dump(report, file, indent=2, allow_nan=False)
             file.write("\n")
         journal.remove()

@@ -93,7 +93,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else []):
         try:
             lines.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if not number:
                 return []
     return lines

@@ -52,7 +52,7 @@ def write_plots(found: Records, folder: PathLike, prefix: str = "") -> list[Path
     for name, (supported, make, heading) in makers.items():
         if supported:
             paths.append(Path(folder) / f"{prefix}{name}.png")
-            make(paths[-1], title=f"{heading}: {of}")
+            make(paths[-1], title=f"{heading}\n{of}")
     return paths
 
 
@@ -229,7 +229,7 @@ def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Te
         for axes, image in zip(figure.axes[place::4], images.detach().cpu()):
             axes.imshow((image + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
             axes.set(xticks=[], yticks=[])
-    save_figure(figure, out_png, colours=256)
+    save_figure(figure, out_png)  # in all colours: a palette would change pixels by as much as an attack does
 
 
 def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) -> None:

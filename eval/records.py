@@ -1,6 +1,7 @@
 """Records of an evaluation: one row a pair, one row an image, and the summary that is computed from these rows
 alone.
 """
+import hashlib
 import json
 import os
 import subprocess
@@ -15,17 +16,21 @@ from torch import Tensor
 from eval import certification, verification
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_files import atomic_write
+from utils.utils_files import atomic_write, sha256
 from utils.utils_image import decode_image
 
-PAIRS, IMAGES, SUMMARY = "pairs.csv", "images.csv", "summary.json"
+PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audit.json"
 _COLUMNS = {
     PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "norm_left", "norm_right", "accepted", "radius"},
     IMAGES: {"image", "flipped", "norm", "radius_u"}}
 _CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
 _RADII = {"radius", "radius_u"}
 _NONE = pd.Series(dtype=float)
-_ORIGIN = ("backbone", "weights_sha256", "bin_sha256", "protocol", "far_target", "tau")
+SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
+_ORIGIN = (*SUBJECT, "protocol", "far_target", "tau", "code_sha256")
+# what figures depend on; how they are printed is not
+_CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
+         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "subject", "verification")))
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
@@ -63,6 +68,7 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, protocol: str, far: float, t
     """The records of embeddings [flips, n, D]. Those of a network that is not 1-Lipschitz have no radii, and None for
     every certified figure.
     """
+    check_budgets(eps_u, eps)
     pairs, images = measure(pair_set, embeddings)
     far_target = None if tau is not None else far
     if tau is None:
@@ -80,6 +86,13 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, protocol: str, far: float, t
         pairs["upper_bound"] = certification.upper_bound(distance, theta, tau, protocol).numpy()
         images["radius_u"] = certification.untargeted_radius(images["norm"].to_numpy(), tau, protocol).numpy()
     return Records(pairs, images, summarise(pairs, images, protocol, tau, far_target, eps_u, eps))
+
+
+def check_budgets(*budgets: Sequence[float]) -> None:
+    """Raise InputError unless all are positive and finite."""
+    for eps in (eps for some in budgets for eps in some):
+        if not 0 < eps < np.inf:
+            raise InputError(f"budget eps is {eps}, expected positive and finite")
 
 
 def image_distances(pair_set: PairSet) -> np.ndarray:
@@ -168,6 +181,19 @@ def code_version() -> "str | None":
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
+def code_sha256() -> str:
+    """The SHA-256 of the code that figures depend on, so that they are never mixed with those of other code, in git or not."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(path for pattern in _CODE for path in root.glob(pattern)):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()
+
+
+def origin(backbone: str, weights: "str | os.PathLike[str]") -> dict[str, Any]:
+    """Where the embeddings of a result come from, for its summary: the network, its weights and the code."""
+    return {"backbone": backbone, "weights_sha256": sha256(weights), "code_version": code_version(), "code_sha256": code_sha256()}
+
+
 def write_records(folder: "str | os.PathLike[str]", records: Records) -> None:
     """Write pairs.csv, images.csv and, last, summary.json to `folder`, each whole or not at all."""
     for name, table in ((PAIRS, records.pairs), (IMAGES, records.images)):
@@ -192,11 +218,17 @@ def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any
 def _read_summary(file: Path) -> dict[str, Any]:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {error}") from None
     found = set(summary) if isinstance(summary, dict) else set()
     if missing := sorted({"bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED} - found):
         raise InputError(f"{file}: not a summary: {', '.join(missing)} missing")
+    texts, tables = ("bin", "protocol"), _CERTIFIED[:3]
+    for key in ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED):
+        kinds = str if key in texts else dict if key in tables else (int, float, type(None))
+        values = summary[key].values() if key in tables and isinstance(summary[key], dict) else ()
+        if not isinstance(summary[key], kinds) or not all(isinstance(value, (int, float, type(None))) for value in values):
+            raise InputError(f"{file}: not a summary: {key} is {str(summary[key])[:60]}")
     return summary
 
 
@@ -225,5 +257,8 @@ def read_records(folder: "str | os.PathLike[str]", certified: bool = True) -> Re
             raise InputError(f"{folder / name}: cannot be read: {error}") from None
         if missing := sorted(columns - set(table.columns) - (set() if certified else _RADII)):
             raise InputError(f"{folder / name}: columns {', '.join(missing)} missing")
+        for column in columns & set(table.columns):
+            if not pd.api.types.is_numeric_dtype(table[column]):
+                raise InputError(f"{folder / name}: column {column} holds something else than numbers")
         tables.append(table)
     return Records(*tables, _read_summary(folder / SUMMARY) if (folder / SUMMARY).is_file() else {})

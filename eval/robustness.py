@@ -13,6 +13,7 @@ import dataclasses
 import math
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ from eval.journal import Journal, Outcome
 from eval.records import Records
 from eval.subject import OBJECTIVES, Subject, is_right, plan, table_of
 from utils import InputError
-from utils.utils_distributed import barrier, rank
+from utils.utils_distributed import barrier, rank, world_size
 from utils.utils_precision import full_precision
 
 ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
@@ -41,6 +42,7 @@ def attack_records(subject: Subject, name: str, eps_u: Sequence[float] = (1.5, 3
     Results of the same attack under other settings are replaced; budgets that were attacked before are kept and not
     attacked again. skip=False also attacks what is certified; a certified decision that falls gives a warning.
     """
+    records.check_budgets(eps_u, eps)
     protocol = subject.records.summary["protocol"]
     build = partial(_build, name, protocol, settings)
     settings = _settings(name, build, seed, limit, skip, subject)
@@ -128,13 +130,21 @@ def attack_columns(subject: Subject, name: str, build: Callable[["float | None"]
         skipped[str(eps)] = _share(~rows.isin(need["row"]))
         for smaller in () if settings["published"] else _earlier(table, name, eps):
             robust &= table.loc[rows, smaller].astype(bool)
-        for side, chosen in need.groupby("side"):
+        for turn, chosen in _turns(need, settings["published"]):
             chosen = chosen[robust[chosen["row"]].to_numpy()]
-            result = _run(subject, build(eps), kind, f"{kind}/{side}/{eps}", chosen, settings["seed"], journal,
+            result = _run(subject, build(eps), kind, f"{kind}/{turn}/{eps}", chosen, settings, journal,
                           robust, f"{name} {kind.upper()} {eps}")
             robust[chosen["row"][result["success"].to_numpy(bool)]] = False
         _set(table, column, robust, object)
     return skipped
+
+
+def _turns(samples: pd.DataFrame, published: bool) -> "list[tuple[int, pd.DataFrame]]":
+    """The samples in two turns, so that a row that falls in the first one is spared the second: the image with the
+    smaller radius first, which falls more often; in the published order, the left one.
+    """
+    turn = samples["side"] if published else samples.sort_values("radius", kind="stable").groupby("row").cumcount()
+    return list(samples.groupby(turn.reindex(samples.index)))
 
 
 def _earlier(table: pd.DataFrame, name: str, eps: float) -> list[str]:
@@ -147,22 +157,23 @@ def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: st
                    table: pd.DataFrame, settings: Mapping[str, Any], journal: Journal) -> dict[str, float]:
     """Norms of the smallest successful perturbations: 0 where the decision is wrong when clean, inf without success.
 
-    The published attack runs on wrong decisions too, and its columns `_left` and `_right` have what counts as a
-    success.
+    The published attack runs on wrong decisions too. Its further columns `_left` and `_right` have the norms that its
+    median counts: in dodging, those of both images where the attack on the left one succeeds.
     """
     chosen = samples if attack.published else samples[samples["right"]]
     robust = samples.groupby("row")["right"].all()
-    result = _run(subject, attack, kind, kind, chosen, settings["seed"], journal, robust, f"{name} {kind.upper()}")
+    result = _run(subject, attack, kind, kind, chosen, settings, journal, robust, f"{name} {kind.upper()}")
     success = result["success"].astype(bool)
-    if attack.published and kind == "d":  # as published: what the left image came to is counted for both
-        left = chosen["side"] == 0
-        success = chosen["row"].map(success[left].set_axis(chosen["row"][left]))
     norm = result["norm"].where(success, math.inf).reindex(samples.index, fill_value=0.)
+    norm = norm.where(samples["right"], 0.)
     _set(table, f"norm_{name}", norm.groupby(samples["row"]).min(), float)
     if attack.published and kind != "u":
-        for side, word in enumerate(("left", "right")):
-            mine = samples["side"] == side
-            _set(table, f"norm_{name}_{word}", norm[mine].set_axis(samples.loc[mine, "row"]), float)
+        left = chosen["side"] == 0
+        if kind == "d":
+            success = chosen["row"].map(success[left].set_axis(chosen["row"][left]))
+        counted = result["norm"].where(success, math.inf)
+        for mine, word in ((left, "left"), (~left, "right")):
+            _set(table, f"norm_{name}_{word}", counted[mine].set_axis(chosen.loc[mine, "row"]), float)
     return {"all": _share(~robust.index.isin(chosen["row"]))}
 
 
@@ -176,31 +187,58 @@ def _share(flags: Any) -> "float | None":
     return float(np.mean(flags)) if len(flags) else None
 
 
-def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, samples: pd.DataFrame, seed: int,
-         journal: Journal, robust: pd.Series, title: str) -> pd.DataFrame:
+def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, samples: pd.DataFrame,
+         settings: Mapping[str, Any], journal: Journal, robust: pd.Series, title: str) -> pd.DataFrame:
     """success and norm of an attack on each sample. robust: what the rows are before, for the running ERA."""
     fallen: set = set(robust.index[~robust])
-    with subject.bar(len(samples), title) as bar:
+    certified = settings["skip"] and "radius" in subject.records.pairs
+    radius = partial(certification.one_sided_radius, tau=subject.records.summary["tau"]) if certified else None
+    work = partial(_attack, subject, attack, kind, settings["seed"], radius)
+    with subject.bar(-(-len(samples) // world_size()), title) as bar:
         def show(rows: pd.DataFrame) -> None:
             if len(rows):
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])
             bar.update(len(rows))
             bar.set_postfix_str(f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
-        rows = journal.run(stage, samples, partial(_attack, subject, attack, kind, seed), subject.batch_size, show,
+        rows = journal.run(stage, samples, work, subject.batch_size, show,
                            whole_batches=attack.published)
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 
-def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, samples: pd.DataFrame) -> Outcome:
-    """One batch."""
+def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radius: "attacks.Radius | None",
+            samples: pd.DataFrame) -> Outcome:
+    """One batch. radius: the certificate that the attack may rely on to stop early; None where it has to try anyway."""
     images = subject.images(samples["image"], samples["flipped"])
-    targets = subject.embedded(samples["target"], samples["flipped"])
+    targets, clean = (subject.embedded(samples[of], samples["flipped"]) for of in ("target", "image"))
     with full_precision(), torch.autocast(images.device.type, enabled=False):
         result = attack(subject.network, images, targets, OBJECTIVES[kind], subject.records.summary["tau"], seed=seed,
-                        sample_ids=samples.index.tolist())
+                        sample_ids=samples.index.tolist(), clean=clean, radius=radius)
     norm = attacks.l2(result.adversarial.double() - images.double())
     return Outcome(pd.DataFrame({"success": result.success.tolist(), "norm": norm.tolist()}, index=samples.index),
                    result.forward_passes, result.backward_passes)
+
+
+def keep_attacks(folder: Path, fresh: Records) -> Records:
+    """A fresh certification with what attacks have found about the same decisions in a results folder.
+
+    Raises InputError where the folder has results of another network or .bin, or attacks or an audit of a setting that
+    is not that of `fresh`: these would be lost.
+    """
+    if not (folder / records.SUMMARY).is_file():
+        return fresh
+    found = records.read_records(folder)
+    records.refuse_others(folder, found.summary, {key: fresh.summary[key] for key in records.SUBJECT})
+    attacked = found.summary.get("attacks", {})
+    if not attacked and not (folder / records.AUDIT).exists():
+        return fresh
+    records.refuse_others(folder, found.summary, records.fingerprint(fresh.summary))
+    for table, old in zip(fresh, found[:2]):
+        for column in old.columns.difference(table.columns):
+            table[column] = old[column]
+    if attacked:
+        fresh.summary["attacks"] = attacked
+        fresh.summary.update(summarise(fresh))
+    return fresh
 
 
 def summarise(found: Records) -> dict[str, Any]:

@@ -58,11 +58,11 @@ def ablation(summaries: Iterable[Summary], attacks: Sequence[str] = ATTACKS) -> 
 
 def refuse_mixed(summaries: Iterable[Summary], attacks: Sequence[str] = ()) -> list[Summary]:
     """The summaries, unless rows that look alike are not: raises InputError where one .bin name stands for several
-    files, or one attack under one protocol was run with several settings (seeds apart).
+    files, they were made by different code, or one attack under one protocol was run with several settings (seeds apart).
     """
     summaries, seen = list(summaries), {}
     for summary in summaries:
-        marks = {f"the .bin file called {summary['bin']}": summary.get("bin_sha256")}
+        marks = {f"the .bin file called {summary['bin']}": summary.get("bin_sha256"), "the code": summary.get("code_sha256")}
         for attack in attacks:
             settings = {key: value for key, value in _entry(summary, attack).items() if key not in _NO_SETTINGS}
             marks[f"{attack} under the {summary['protocol']} protocol"] = settings or None

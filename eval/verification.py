@@ -238,8 +238,10 @@ def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol
 
     strict: the smallest of the scores whose FAR is <= far. paper: the first of 1,000 even steps from 1 down to -1 whose
     FAR exceeds far (section 5 of the reproduced paper). Warns where the set has too few false pairs to resolve `far`;
-    raises InputError where there are none, or where no threshold inside (-1, 1) exists.
+    raises InputError where there are none, where no threshold inside (-1, 1) exists, and unless 0 < far < 1.
     """
+    if not 0 < far < 1:
+        raise InputError(f"far is {far}, expected a number between 0 and 1")
     negatives = np.sort(np.asarray(cosines, dtype=np.float64)[~np.asarray(same, dtype=bool)])[::-1]
     count = len(negatives)
     if not count:

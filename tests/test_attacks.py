@@ -10,6 +10,7 @@ from torch import nn
 import attacks
 from attacks import APGD, CW, DDN, FGSM, PGD, PublishedCW, PublishedFGSM, PublishedPGD, cosine, margin, preset, succeeds
 from backbones.custom_layers import Downsize, PaddingChannels, SLLLinear, SLLStage
+from eval import certification
 from utils import InputError
 
 SHAPE = (3, 8, 8)
@@ -294,11 +295,12 @@ def reference_cw(net, x, t, objective, tau, steps, searches, lr=0.01):
 
 
 @pytest.mark.parametrize("objective", attacks.OBJECTIVES)
-def test_medians_are_no_larger_than_those_of_a_plain_cw(objective):
-    net = sll_net().requires_grad_(False)
+@pytest.mark.parametrize("build, steps, searches", [(sll_net, 50, 5), (conv_net, 100, 9)])
+def test_medians_are_no_larger_than_those_of_a_plain_cw(objective, build, steps, searches):
+    net = build().requires_grad_(False)
     x, t, tau = problem(net, objective, 12)
-    theirs = reference_cw(net, x, t, objective, tau, 50, 5).median()
-    for attack in (CW(50, 5), DDN()):
+    theirs = reference_cw(net, x, t, objective, tau, steps, searches).median()
+    for attack in (CW(steps, searches), DDN()):
         assert attack(net, x, t, objective, tau).norm.median() <= 1.0005 * theirs
 
 
@@ -311,6 +313,40 @@ def test_restarts_only_improve():
 
 
 # cost
+
+def test_known_embeddings_and_certificates_save_passes_and_change_no_outcome():
+    net = isometry().requires_grad_(False)
+    x, t, tau = problem(net, "dodging", 40)
+    radius = functools.partial(certification.one_sided_radius, tau=tau)
+    distance = (net(x).norm(dim=1).double() * (math.acos(tau) - torch.arccos((F.normalize(net(x)) * F.normalize(t)).sum(1).double())).sin())
+    for share in (0.5, 0.9, 0.999, 1.1):  # of the way to the threshold
+        attack = PGD(share * distance, steps=20)
+        plain = attack(net, x, t, "dodging", tau)
+        spared = attack(net, x, t, "dodging", tau, clean=net(x), radius=radius)
+        assert torch.equal(plain.success, spared.success) and plain.success.all() == (share > 1)
+        assert spared.forward_passes <= plain.forward_passes - len(x)
+        assert share != 0.5 or spared.backward_passes < plain.backward_passes
+    far_away = PGD(1e-3, steps=20)(net, x, t, "dodging", tau, clean=net(x), radius=radius)
+    assert far_away.forward_passes <= len(x)
+    lying = PGD(2 * distance, steps=20)(net, x, t, "dodging", tau, radius=lambda norms, angles: torch.full_like(norms, 1e9))
+    assert not lying.success.any() and lying.forward_passes == 2 * len(x)
+    with pytest.raises(InputError, match="clean"):
+        PGD(1.0)(net, x, t, "dodging", tau, clean=t[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cw_in_half_precision(dtype):
+    weight = torch.randn(16, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1)) - 0.5
+    norms = []
+    for kind in (torch.float32, dtype):
+        seen = []
+        result = CW(60, 4)(lambda z: z.flatten(1) @ weight.T.to(z.dtype), x.to(kind), (x.flatten(1) @ weight.T).to(kind), "untargeted", 0.5,
+                           on_iterate=lambda points, index, margins: seen.append(points))
+        assert result.success.all() and all(((p >= -0.5) & (p <= 0.5)).all() for p in seen)
+        norms.append(result.norm)
+    assert (norms[1] <= 1.1 * norms[0]).all()
+
 
 def test_samples_that_are_done_cost_nothing_more():
     net = isometry().requires_grad_(False)

@@ -14,9 +14,10 @@ from conftest import ROOT
 from small_world import command, faces, world, write_bin  # noqa: F401
 
 import attacks
+import backbones
 import backbones.custom_layers as layers
 from backbones import get_backbone, load_network
-from eval import journal, robustness, verification
+from eval import journal, records, robustness, verification
 from utils import InputError
 from utils.utils_image import decode_image
 
@@ -115,6 +116,45 @@ def test_published_cw_counts_the_left_success_for_both_sides(world):
             assert found == pytest.approx(norm if fine else math.inf, rel=1e-4, abs=1e-4)
         counted.add(success[0])
     assert counted == {True, False}
+
+
+def test_certificates_stand_beside_the_published_cw_whatever_the_norms(world):
+    draw, images = torch.Generator().manual_seed(1), []
+    for _ in range(8):  # true pairs 50 degrees apart, whose norms differ: the attack on one side only finds anything
+        u, v = torch.linalg.qr(torch.randn(768, 2, generator=draw))[0].T
+        angle = torch.tensor(50.0).deg2rad()
+        for x in (2 * u, 4 * (angle.cos() * u + angle.sin() * v)):
+            images.append((x.view(3, 16, 16) * 255 + 127.5).round().clamp(0, 255).byte())
+    write_bin(world / "faces.bin", torch.stack(images), 8)
+    assert command(world, "attack", "--attack", "cw", "--protocol", "paper", backbone="tight", tau="0.231") == 0
+    pairs, _, summary = read(world / "out")
+    for kind in "udi":
+        assert all(summary[f"era_{kind}"]["cw"][eps] >= share for eps, share in summary[f"cra_{kind}"].items())
+    true = pairs[pairs.same]
+    assert (true.norm_cw_left < math.inf).any() and (true.norm_cw > true.radius).all()
+    assert (np.minimum(true.norm_cw_left, true.norm_cw_right) < true.norm_cw).any()  # as published: one success counts for both
+
+
+def test_certifying_again_keeps_what_attacks_found(world, capsys):
+    assert command(world, "attack", "--attack", "pgd", *BUDGETS) == 0
+    pairs, images, before = read(world / "out")
+    assert command(world, "certify", *BUDGETS) == 0
+    again = read(world / "out")
+    pd.testing.assert_frame_equal(pairs, again[0])
+    pd.testing.assert_frame_equal(images, again[1])
+    assert again[2]["attacks"] == before["attacks"] and again[2]["era_d"] == before["era_d"]
+    capsys.readouterr()
+    for changes, key in (({"backbone": "tight"}, "backbone"), ({"tau": "0.4"}, "tau")):
+        assert command(world, "certify", **changes) == 2
+        message = capsys.readouterr().err
+        assert "summary.json" in message and key in message
+    assert read(world / "out")[2] == again[2]
+
+
+def test_certifying_again_replaces_what_was_not_attacked(world, capsys):
+    assert command(world, "certify") == 0 and command(world, "certify", tau="0.4") == 0
+    assert read(world / "out")[2]["tau"] == 0.4
+    assert command(world, "certify", backbone="tight") == 2 and "backbone" in capsys.readouterr().err
 
 
 def test_skipping_what_is_certified_changes_costs_only(world):
@@ -299,6 +339,7 @@ def test_one_kind_of_pairs_and_embeddings_without_direction(world, kind):
 def test_certified_decisions_that_fall_are_pointed_out(world, monkeypatch, capsys):
     assert command(world, "certify") == 0
     rescaled = layers.rescaled
+    monkeypatch.setattr(backbones, "lipschitz_bound", lambda network: 1.0)  # which would not let it pass
     monkeypatch.setattr(layers, "rescaled", lambda w, *others: (3 * rescaled(w, *others)[0], rescaled(w, *others)[1]))
     assert command(world, "attack", "--attack", "pgd", "--no-skip", *BUDGETS) == 0
     assert "certified decisions fell" in capsys.readouterr().err
@@ -328,3 +369,10 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 def test_attacks_refuse_budgets_that_are_none(world):
     with pytest.raises(InputError, match="eps"):
         robustness._build("pgd", "strict", {}, np.float64(-1))
+    pair_set, network = verification.read_bin(world / "faces.bin"), load_network("tiny", world / "tiny.pt")
+    for wrong in ({"eps": [-1]}, {"eps_u": [0]}, {"eps": [0.1, math.nan]}, {"eps": [math.inf]}):
+        with pytest.raises(InputError, match="eps"):
+            records.certify(network, pair_set, tau=0.3, **wrong)
+    for far in (0.0, -1.0, 1.0, math.nan):
+        with pytest.raises(InputError, match="far"):
+            records.certify(network, pair_set, far=far)

@@ -60,7 +60,7 @@ def test_a_run_leaves_its_log_weights_and_state(reference):
     assert any("num_classes          6" in line for line in lines) and any("num_image            48" in line for line in lines)
     assert list(weights(reference)) == list(train.get_backbone("sllnet_small").state_dict())
     assert weights(reference, "header_final.pt")["weight"].shape == (6, 128)
-    assert {"state_last.pt", "synthetic.bin", "tensorboard"} <= {path.name for path in reference.iterdir()}
+    assert {"state_00000006.pt", "synthetic.bin", "tensorboard"} <= {path.name for path in reference.iterdir()}
     assert not list(reference.glob(".*tmp"))
 
 

@@ -7,7 +7,8 @@ puts it back between the parts. An image record begins with 24 bytes of flag, la
 follow. After that come the bytes of the image.
 """
 import contextlib
-import mmap
+import errno
+import hashlib
 import os
 import struct
 import warnings
@@ -16,7 +17,7 @@ from typing import NamedTuple, Sequence, Union
 
 import numpy as np
 
-from utils import InputError
+from utils import InputError, RecordError
 from utils.utils_files import atomic_write
 
 MAGIC = 0xCED7230A
@@ -27,6 +28,9 @@ MAX_PARTS = 2**20
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_TO_LABEL = struct.Struct("<IIIfQQf")  # frame, header, and the first of the labels behind it
+_READ_AHEAD = 2**16  # bytes
+_INDEX_LINE = 48  # the most bytes of two numbers of 19 digits with what is around them
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -42,16 +46,16 @@ class Record(NamedTuple):
 
 
 def unpack(payload: Union[bytes, memoryview], name: str = "record") -> Record:
-    """Split the payload of an image record into header and image bytes; raises InputError (with `name`) where it is too short."""
+    """Split the payload of an image record into header and image bytes; raises RecordError (with `name`) where it is too short."""
     view = memoryview(payload)
     if len(view) < _HEADER.size:
-        raise InputError(f"{name}: {len(view)} bytes, expected at least the {_HEADER.size} of an image record's header")
+        raise RecordError(f"{name}: {len(view)} bytes, expected at least the {_HEADER.size} of an image record's header")
     flag, label, identifier, _ = _HEADER.unpack_from(view)
     start = _HEADER.size + 4 * flag
     if flag == 0:
         return Record(flag, label, identifier, view[start:])
     if len(view) < start:
-        raise InputError(f"{name}: {len(view)} bytes, expected at least {start} with {flag} labels")
+        raise RecordError(f"{name}: {len(view)} bytes, expected at least {start} with {flag} labels")
     return Record(flag, np.frombuffer(view, "<f4", flag, _HEADER.size), identifier, view[start:])
 
 
@@ -64,11 +68,12 @@ def pack(label: "float | Sequence[float] | np.ndarray", identifier: int = 0, ima
 
 
 class IndexedRecordFile:
-    """Random access to the records of a .rec file through a memory map.
+    """Random access to the records of a .rec file.
 
-    keys: int64 [N] in the order of the index file. The map is opened on first use in each process, so that objects can be pickled
-    and used in forked or spawned workers. Raises InputError where a file is missing, the index is malformed, has keys or offsets
-    twice or points out of the file, and where the last record is cut short.
+    keys: int64 [N] in the order of the index file. The file is opened on first use in each process, so that objects can be pickled
+    and used in forked or spawned workers; reading at a place, not through a memory map, turns a file that shrinks or a disk that
+    fails into an error where the map would kill the process. Raises InputError where a file is missing, the index is malformed, has
+    keys or offsets twice or points out of the file, and where the last record is cut short.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
@@ -76,8 +81,10 @@ class IndexedRecordFile:
         for path in (self.rec_path, self.idx_path):
             if not os.path.isfile(path):
                 raise InputError(f"{path}: there is no such file")
-        self.size = os.path.getsize(self.rec_path)
-        self._map = None
+        self.size, self._file = os.path.getsize(self.rec_path), None
+        if os.path.getsize(self.idx_path) > _INDEX_LINE * (1 + self.size // _FRAME.size):
+            raise InputError(f"{self.idx_path}: {os.path.getsize(self.idx_path)} bytes are more entries than {self.rec_path} can have "
+                             f"records, with {self.size} bytes")
         self.keys, offsets = _read_index(self.idx_path)
         self._check_offsets(self.keys, offsets)
         by_key = np.argsort(self.keys, kind="stable")
@@ -98,60 +105,70 @@ class IndexedRecordFile:
         return bool(place < len(self) and self._sorted_keys[place] == key)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_file": None}
 
     def name(self, key: int) -> str:
         """How messages call a record."""
         return f"{self.rec_path}: key {key}"
 
+    def fingerprint(self) -> str:
+        """What tells this file from others without reading all of it: the SHA-256 of its index and its size, hexadecimal."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for values in (self.keys, self._starts):
+            digest.update(values.tobytes())
+        return digest.hexdigest()
+
     def read(self, key: int) -> bytes:
-        """The payload of a record; raises InputError naming file and key where it is missing or damaged."""
+        """The payload of a record. Raises, naming file and key, RecordError where it is damaged, and InputError where the key is not
+        in the index or the whole file is gone, shorter than it was, or unreadable."""
         start, limit = self._span(key)
-        data = self._open()
-        if data.size() < self.size:  # touching a page that the file no longer has would kill the process
-            raise InputError(f"{self.rec_path}: {data.size()} bytes, expected {self.size}: the file shrank while in use")
+        data = _Window(self, start, limit, self.name(key))
         parts, position, following = [], start, (_WHOLE, _FIRST)
         while True:
             if position + _FRAME.size > limit:
                 raise self._overrun(key, position + _FRAME.size, limit)
-            magic, word = _FRAME.unpack_from(data, position)
+            magic, word = _FRAME.unpack(data.take(position, _FRAME.size))
             flag, length = word >> 29, word & MAX_LENGTH
             if magic != MAGIC:
-                raise InputError(f"{self.name(key)}: {magic:#010x} at byte {position}, expected the magic number {MAGIC:#010x}")
+                raise RecordError(f"{self.name(key)}: {magic:#010x} at byte {position}, expected the magic number {MAGIC:#010x}")
             if flag not in following or len(parts) == MAX_PARTS:
-                raise InputError(f"{self.name(key)}: part {len(parts)} at byte {position} has flag {flag}, expected {following}")
+                raise RecordError(f"{self.name(key)}: part {len(parts)} at byte {position} has flag {flag}, expected {following}")
             begin, end = position + _FRAME.size, position + _FRAME.size + length
             if end > limit:
                 raise self._overrun(key, end, limit)
-            parts.append(data[begin:end])
+            parts.append(data.take(begin, length))
             if flag in (_WHOLE, _LAST):
                 return parts[0] if flag == _WHOLE else _MAGIC_BYTES.join(parts)
             position, following = end + -length % 4, (_MIDDLE, _LAST)
 
     def first_labels(self, keys: np.ndarray) -> np.ndarray:
-        """The (first) label of each record of `keys`, float64 [len(keys)], without touching the images."""
-        places = self._sorted_keys.searchsorted(keys)
-        words = np.frombuffer(self._open(), "<u4", self.size // 4)
-        at = self._starts[places] // 4
-        room = self._limits[places] // 4 - at
-        in_one = np.flatnonzero(room >= 9)  # frame, header and one label lie within the record's own bytes
-        at = at[in_one]
-        length, flag = words[at + 1], words[at + 2]
-        plain = (words[at] == MAGIC) & (length >= _HEADER.size + 4 * (flag > 0)) & (length <= MAX_LENGTH)
+        """The (first) label of each record of `keys`, float64 [len(keys)], without reading the images. Raises as `read` does."""
         labels = np.empty(len(keys))
-        label = np.where(flag > 0, words[at + 8], words[at + 3])
-        labels[in_one] = label.view("<f4")
-        rest = np.setdiff1d(np.arange(len(keys)), in_one[plain])  # in parts, or damaged (read() says how)
-        for number in rest:
-            key = int(keys[number])
-            labels[number] = np.ravel(unpack(self.read(key), self.name(key)).label)[0]
+        for number, key in enumerate(keys.tolist()):
+            labels[number] = self._first_label(key)
         return labels
 
-    def _open(self) -> mmap.mmap:
-        if self._map is None:
-            with open(self.rec_path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
+    def _first_label(self, key: int) -> float:
+        start, limit = self._span(key)
+        if start + _TO_LABEL.size <= limit:
+            magic, length, flag, label, _, _, first = _TO_LABEL.unpack(self._bytes(start, _TO_LABEL.size, self.name(key)))
+            if magic == MAGIC and _HEADER.size + 4 * (flag > 0) <= length <= MAX_LENGTH:
+                return first if flag else label
+        return float(np.ravel(unpack(self.read(key), self.name(key)).label)[0])  # in parts, short, or damaged (read() says how)
+
+    def _bytes(self, start: int, count: int, name: str) -> bytes:
+        """`count` bytes from `start` on, which lie within the file as it was; `name` is what the message calls them."""
+        try:
+            if self._file is None:
+                self._file = open(self.rec_path, "rb", buffering=0)
+            data = os.pread(self._file.fileno(), count, start)
+        except OSError as error:
+            kind = RecordError if error.errno == errno.EIO else InputError  # a bad sector, or no file any more
+            raise kind(f"{name}: cannot be read: {error.strerror}") from None
+        if len(data) < count:
+            found = os.fstat(self._file.fileno()).st_size
+            raise InputError(f"{self.rec_path}: {found} bytes, expected {self.size}: the file shrank while in use")
+        return data
 
     def _span(self, key: int) -> "tuple[int, int]":
         if key not in self:
@@ -159,10 +176,10 @@ class IndexedRecordFile:
         place = self._sorted_keys.searchsorted(key)
         return int(self._starts[place]), int(self._limits[place])
 
-    def _overrun(self, key: int, end: int, limit: int) -> InputError:
+    def _overrun(self, key: int, end: int, limit: int) -> RecordError:
         if limit == self.size:
-            return InputError(f"{self.name(key)}: ends at byte {end}, but the file has {self.size}: truncated")
-        return InputError(f"{self.name(key)}: ends at byte {end}, but the index has the next record at {limit}: they overlap")
+            return RecordError(f"{self.name(key)}: ends at byte {end}, but the file has {self.size}: truncated")
+        return RecordError(f"{self.name(key)}: ends at byte {end}, but the index has the next record at {limit}: they overlap")
 
     def _check_offsets(self, keys: np.ndarray, offsets: np.ndarray) -> None:
         wrong = np.flatnonzero((offsets % 4 != 0) | (offsets < 0) | (offsets > self.size - _FRAME.size))
@@ -178,10 +195,24 @@ class IndexedRecordFile:
     def _check_last(self, key: int) -> None:
         """A download that broke off is noticed at once rather than after hours of training."""
         start, limit = self._span(key)
-        magic, word = _FRAME.unpack_from(self._open(), start)
+        magic, word = _FRAME.unpack(self._bytes(start, _FRAME.size, self.name(key)))
         end = start + _FRAME.size + (word & MAX_LENGTH)
         if magic == MAGIC and end > limit:
             raise self._overrun(key, end, limit)
+
+
+class _Window:
+    """The bytes of one record, most often read in one go: the index bounds it, and what it bounds is rarely large."""
+
+    def __init__(self, file: IndexedRecordFile, start: int, limit: int, name: str) -> None:
+        self._file, self._start, self._name = file, start, name
+        self._data = file._bytes(start, min(limit - start, _READ_AHEAD), name)
+
+    def take(self, position: int, count: int) -> bytes:
+        offset = position - self._start
+        if offset + count <= len(self._data):
+            return self._data[offset:offset + count]
+        return self._file._bytes(position, count, self._name)
 
 
 class MXNetRecordFile(IndexedRecordFile):
@@ -203,9 +234,9 @@ class MXNetRecordFile(IndexedRecordFile):
         try:
             payload = self._reader.read_idx(key)
         except Exception as error:
-            raise InputError(f"{self.name(key)}: MXNet cannot read it: {str(error).strip().splitlines()[-1]}") from None
+            raise RecordError(f"{self.name(key)}: MXNet cannot read it: {str(error).strip().splitlines()[-1]}") from None
         if payload is None:
-            raise InputError(f"{self.name(key)}: MXNet finds no record there")
+            raise RecordError(f"{self.name(key)}: MXNet finds no record there")
         return payload
 
 

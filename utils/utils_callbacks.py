@@ -10,7 +10,9 @@ from torch import nn
 from utils import InputError
 from utils import utils_checkpoint as checkpoint
 from utils.utils_distributed import gather_objects, rank
+from utils.utils_files import remove_unfinished
 from utils.utils_logging import RunningMeans, speed_line
+from utils.utils_torchfile import check
 
 LOGGER = logging.getLogger("training")
 
@@ -28,11 +30,12 @@ class CallBackLogging:
         self.began = self.since = time.perf_counter()
 
     def __call__(self, step: int, epoch: int, learning_rate: float, loss: torch.Tensor, reg_loss: torch.Tensor,
-                 feature_norm: torch.Tensor, grad_scale: Callable[[], Optional[float]]) -> None:
-        """Count optimiser step number `step` (from 1). All ranks call it; `grad_scale` is asked for only when a line is due."""
+                 feature_norm: torch.Tensor, grad_scale: Callable[[], Optional[float]]) -> bool:
+        """Count optimiser step number `step` (from 1); returns whether a line was due. All ranks call it; `grad_scale` is asked for
+        only then."""
         self.means.add(loss, reg_loss, feature_norm)
         if step % self.frequent and step != self.total_steps:
-            return
+            return False
         loss_mean, reg_mean, norm_mean = self.means.read()
         now = time.perf_counter()
         speed = (step - self.last) * self.batch_size / max(now - self.since, 1e-9)
@@ -41,6 +44,7 @@ class CallBackLogging:
         LOGGER.info(speed_line(speed, loss_mean, learning_rate, epoch, step, hours_left, norm_mean, reg_mean, grad_scale()))
         scalars = {"loss": loss_mean, "reg_loss": reg_mean, "feature_norm": norm_mean, "learning_rate": learning_rate, "speed": speed}
         _write_scalars(self.writer, "train", scalars, step)
+        return True
 
 
 class CallBackVerification:
@@ -70,61 +74,127 @@ class CallBackVerification:
 
 
 def _write_scalars(writer: Any, group: str, scalars: Mapping[str, float], step: int) -> None:
-    if writer is not None:
+    if writer is None or getattr(writer, "failed", False):
+        return
+    try:
         for name, value in scalars.items():
             writer.add_scalar(f"{group}/{name}", value, step)
+    except OSError as error:  # of a full disk: plots are no reason to end a run
+        writer.failed = True
+        LOGGER.warning("TensorBoard gets no more scalars: %s", error)
 
 
 class CallBackCheckpoint:
-    """Plain weights for others, and the full state to go on from, each file either whole or not there.
+    """Plain weights for others, and full states to go on from, each file either whole or not there.
 
     parts: the things with state_dict and load_state_dict that make up a run, by name; "model" and "header" are nn.Modules.
-    settings: what a state must agree on with the run that resumes it.
+    settings: what a state must agree on with the run that resumes it. keep: the number of states that are kept, the newest ones.
     """
 
-    STATE = "state_last.pt"
+    def __init__(self, output: "str | Path", parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int):
+        self.output, self.parts, self.settings, self.keep = Path(output), parts, dict(settings), keep
+        self.remarks: list[str] = []  # on what was found when the run was taken up
 
-    def __init__(self, output: "str | Path", parts: Mapping[str, Any], settings: Mapping[str, Any]):
-        self.output, self.parts, self.settings = Path(output), parts, dict(settings)
-
-    @property
-    def state_path(self) -> Path:
-        return self.output / self.STATE
+    def states(self) -> list[Path]:
+        """The full states in the output folder, newest first."""
+        return sorted((path for path in self.output.glob("state_*.pt") if _step_of(path) >= 0), key=_step_of, reverse=True)
 
     def save_weights(self, name: str) -> None:
-        """model_`name`.pt and header_`name`.pt: plain state dicts. Rank 0 writes."""
+        """model_`name`.pt and header_`name`.pt: plain state dicts. Rank 0 writes; raises OSError where it cannot."""
         if rank() == 0:
             for part in ("model", "header"):
                 checkpoint.save(self.output / f"{part}_{name}.pt", self.parts[part].state_dict())
 
     def save_state(self, progress: Mapping[str, Any]) -> None:
-        """The state of all parts, `progress` (numbers and dicts of them) and every rank's random state. All ranks call it."""
+        """The state of all parts, `progress` (numbers, "step" among them, and dicts of them) and every rank's random state.
+
+        All ranks call it, rank 0 writes; raises OSError where it cannot, and the states that were there are then still there.
+        """
         random = gather_objects(_random_state())
         if rank() == 0:
             states = {name: part.state_dict() for name, part in self.parts.items()}
             header = {"format": 1, "settings": self.settings, "progress": dict(progress), "random": random}
-            checkpoint.save(self.state_path, {**header, **states})
+            checkpoint.save(self.output / f"state_{progress['step']:08d}.pt", {**header, **states})
+            for path in self.states()[self.keep:]:
+                path.unlink(missing_ok=True)
 
-    def load_state(self, path: "str | Path") -> dict:
-        """Put every part back as `path` has it and return the progress saved with it.
+    def restore(self, wanted: Optional[str], changed: bool = False) -> dict:
+        """Put every part back as a state has it and return the progress saved with it; {} for a fresh run.
 
-        Raises InputError where the file is no full state, or one of a run with other settings (all differences are named).
+        wanted: None (a fresh run), "auto" (the newest whole state in the output folder, if there are any) or the path of a state. All
+        ranks take the one that rank 0 chooses. changed: go on although settings differ; the run's own then hold. Raises InputError for
+        a fresh run where there are states, for files that are no full state, and for one of a run with other settings (all
+        differences are named).
         """
-        state = checkpoint.load(path)
+        chosen = gather_objects(self._choose(wanted) if rank() == 0 else None)[0]
+        if chosen is None:
+            return {}
+        state = checkpoint.load(chosen, whole=wanted != "auto")  # a state that was chosen has been read already
         expected = {"format", "settings", "progress", "random", *self.parts}
-        if not isinstance(state, dict) or set(state) != expected:
-            raise InputError(f"{path}: not a full training state; expected {', '.join(sorted(expected))}")
+        if not isinstance(state, dict) or set(state) != expected or not _is_in_order(state):
+            raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
+                             f"expected {', '.join(sorted(expected))}")
         saved = state["settings"]
         different = [f"{key} was {saved.get(key)!r} and is {value!r}" for key, value in self.settings.items() if saved.get(key) != value]
-        if different:
-            raise InputError(f"{path}: the state is of a run with other settings: {'; '.join(different)}")
+        if different and not changed:
+            raise InputError(f"{chosen}: the state is of a run with other settings: {'; '.join(different)} "
+                             "(resume_changed=True goes on all the same)")
+        self.remarks += [f"resumed with another setting: {difference}" for difference in different]
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            _set_random_state(state["random"][rank()])
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: does not fit this run: {str(error).splitlines()[0]}") from error
+                _restore(part, state[name])
+            _set_random_state(state["random"][rank() % len(state["random"])])
+        except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{chosen}: does not fit this run: {' '.join(str(error).split())[:200]}") from error
         return state["progress"]
+
+    def _choose(self, wanted: Optional[str]) -> Optional[str]:
+        remove_unfinished(self.output, "*.pt")
+        states = self.states()
+        if wanted is None:
+            if states:
+                raise InputError(f"{states[0]} is the state of an earlier run: give resume=auto to go on, or another output")
+            return None
+        if wanted != "auto":
+            later = [path for path in states if _step_of(path) > _step_of(Path(wanted)) >= 0]
+            if later and Path(wanted).parent.resolve() == self.output.resolve():
+                raise InputError(f"{wanted}: there are later states ({later[0]}), which the run would meet: move them, or give another output")
+            return wanted
+        damaged = []
+        for path in states:
+            try:
+                check(path, whole=True)
+            except InputError as error:
+                damaged.append((path, error))
+                continue
+            for other, error in damaged:
+                self.remarks.append(f"skipped, and renamed to .damaged: {error}")
+                other.replace(other.with_suffix(".damaged"))
+            return str(path)
+        if damaged:
+            raise InputError(f"none of the {len(damaged)} states in {self.output} can be read: {damaged[0][1]}")
+        return None
+
+
+def _is_in_order(state: Mapping[str, Any]) -> bool:
+    """Whether what a state says of its run has the types it should have."""
+    settings, progress, random = (state[key] for key in ("settings", "progress", "random"))
+    return isinstance(settings, dict) and isinstance(progress, dict) and isinstance(random, list) and bool(random) \
+        and type(progress.get("step")) is int and 0 <= progress["step"] < 2**63 and isinstance(progress.get("highest", {}), dict)
+
+
+def _step_of(path: Path) -> int:
+    """The step in the name of a state, -1 for other names."""
+    number = path.stem.removeprefix("state_")
+    return int(number) if number.isdecimal() and len(number) < 19 else -1
+
+
+def _restore(part: Any, state: Mapping[str, Any]) -> None:
+    """Load a state, but leave the settings of an optimiser as they are: the schedule sets the learning rate, the run the others."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in getattr(part, "param_groups", ())]
+    part.load_state_dict(state)
+    for group, settings in zip(getattr(part, "param_groups", ()), groups):
+        group.update(settings)
 
 
 def _random_state() -> dict:

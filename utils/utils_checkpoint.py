@@ -7,27 +7,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import InputError
+from utils import InputError, utils_torchfile
 from utils.utils_files import atomic_write
 
 
 def save(path: "str | os.PathLike[str]", content: Any) -> None:
-    """Write `content` (tensors, numbers, strings and containers of them) so that `path` is either the old file or the whole new one."""
-    with atomic_write(path, "wb") as file:
-        torch.save(content, file)
+    """Write `content` (tensors, numbers, strings and containers of them) so that `path` is either the old file or the whole new one.
 
-
-def load(path: "str | os.PathLike[str]", device: "torch.device | str" = "cpu") -> Any:
-    """Read a file of torch.save with weights_only=True: tensors and plain containers, never code.
-
-    Raises InputError naming the file where it is missing, truncated, not a checkpoint, or holds anything else.
+    Raises OSError, naming the file, where there is no room for it or it may not be written.
     """
     try:
+        with atomic_write(path, "wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's own RuntimeError hides what happened
+        raise OSError(f"{path}: cannot be written: {getattr(cause, 'strerror', None) or str(cause).splitlines()[0]}") from error
+
+
+def load(path: "str | os.PathLike[str]", device: "torch.device | str" = "cpu", whole: bool = False) -> Any:
+    """Read a file of torch.save with weights_only=True: tensors and plain containers, never code, and no more than the file has.
+
+    whole: compare it with the checksums that torch wrote. Raises InputError naming the file where it is missing, truncated, not a
+    checkpoint, or holds anything else.
+    """
+    try:
+        utils_torchfile.check(path, whole)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats make torch.load warn about itself; what matters is said by the error
             return torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()
         found = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0] if reason else "unreadable")

@@ -10,7 +10,7 @@ from utils import InputError
 
 # what settings that are None by default may be given
 _OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "init_weights": str, "device": str, "resume": str,
-             "val_targets": list}
+             "val_targets": list, "epochs": int, "batch_size": int}
 
 
 def override(config: EasyDict, arguments: Sequence[str]) -> EasyDict:
@@ -24,11 +24,11 @@ def override(config: EasyDict, arguments: Sequence[str]) -> EasyDict:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
-            raise InputError(f"argument {argument!r}: expected key=value")
+            raise InputError(f"argument {argument[:60]!r}: expected key=value")
         if key not in settings:
             near = difflib.get_close_matches(key, settings, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
-            raise InputError(f"setting {key!r} is not known; {hint}")
+            raise InputError(f"setting {key[:60]!r} is not known; {hint}")
         if key in given:
             raise InputError(f"setting {key!r} is given twice")
         given.add(key)
@@ -42,7 +42,7 @@ def _typed(key: str, text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if key in _OPTIONAL and value is None:
+    if default is None and value is None:
         return None
     if kind is str:
         return value if isinstance(value, str) else text
@@ -54,4 +54,4 @@ def _typed(key: str, text: str, default: Any) -> Any:
         value = EasyDict(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"setting {key}={text}: expected {kind.__name__}, found {type(value).__name__}")
+    raise InputError(f"setting {key}={' '.join(text[:60].split())}: expected {kind.__name__}, found {type(value).__name__}")

@@ -2,9 +2,12 @@
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import IO, Iterator
+
+from utils import InputError
 
 
 @contextlib.contextmanager
@@ -25,10 +28,27 @@ def atomic_write(path: "str | os.PathLike[str]", mode: str = "w") -> Iterator[IO
             file.flush()
             os.fsync(file.fileno())  # the name must not reach the disk before the content
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is on the disk only once its folder is; where folders cannot be opened (Windows), nothing can be done about it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder: "str | os.PathLike[str]", names: str) -> None:
+    """Remove what `atomic_write` left behind in processes that were killed: temporary files of names that match the pattern."""
+    for path in Path(folder).glob(f".{names}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -37,8 +57,15 @@ def _umask() -> int:
     return mask
 
 
+def require_file(path: "str | os.PathLike[str]") -> None:
+    """Raise OSError where there is nothing, and InputError where there is something that is no regular file: a pipe would never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise InputError(f"{path}: not a regular file")
+
+
 def sha256(path: "str | os.PathLike[str]") -> str:
-    """The SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """The SHA-256 of a file's content, as 64 hexadecimal digits. Raises as `require_file`."""
+    require_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from utils import InputError
+from utils import RecordError
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -23,7 +23,7 @@ def decode_image(data: Buffer, name: str) -> torch.Tensor:
     """Decode a JPEG (by libjpeg-turbo), or a PNG, BMP, PPM, TIFF or WebP, to a uint8 tensor [3, H, W], RGB, channels last in memory.
 
     Grey images are repeated over the channels, transparency is dropped, 16-bit samples keep their upper 8 bits. `name` is what
-    error messages call the image. Raises InputError where the bytes are not such an image, are cut short, or where their header
+    error messages call the image. Raises RecordError where the bytes are not such an image, are cut short, or where their header
     asks for more than MAX_PIXELS pixels.
     """
     data = bytes(data)
@@ -32,29 +32,29 @@ def decode_image(data: Buffer, name: str) -> torch.Tensor:
         pixels = _decode_jpeg(data) if data[:2] == _JPEG else _decode_other(data)
     except Exception as error:  # Pillow's decoders raise what their libraries raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{name}: an image of {len(data)} bytes that cannot be decoded: {reason}") from None
+        raise RecordError(f"{name}: an image of {len(data)} bytes that cannot be decoded: {reason}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def image_size(data: bytes, name: str) -> "tuple[int, int]":
     """(height, width) from the header of an encoded image, without decoding it.
 
-    Raises InputError, with `name` in the message, where there is no such header or decoding would cost more than MAX_PIXELS allow.
+    Raises RecordError, with `name` in the message, where there is no such header or decoding would cost more than MAX_PIXELS allow.
     """
     if data[:2] == _JPEG:
         try:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
         except ValueError:
-            raise InputError(f"{name}: a JPEG of {len(data)} bytes without a frame header: cut short or damaged") from None
+            raise RecordError(f"{name}: a JPEG of {len(data)} bytes without a frame header: cut short or damaged") from None
     elif data[:8] == _PNG and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)  # Pillow would refuse a bomb without saying its size
     else:
         width, height = _open(data, name, OTHER_FORMATS).size
     if not 0 < height * width <= MAX_PIXELS:
-        raise InputError(f"{name}: the header says {width} x {height} pixels, expected 1 to {MAX_PIXELS} in all")
+        raise RecordError(f"{name}: the header says {width} x {height} pixels, expected 1 to {MAX_PIXELS} in all")
     scans = data.count(b"\xff\xda") if data[:2] == _JPEG else 1
     if scans * height * width > MAX_SCANNED_PIXELS:
-        raise InputError(f"{name}: {scans} scans of {width} x {height} pixels, expected at most {MAX_SCANNED_PIXELS} pixels in all")
+        raise RecordError(f"{name}: {scans} scans of {width} x {height} pixels, expected at most {MAX_SCANNED_PIXELS} pixels in all")
     return height, width
 
 
@@ -88,5 +88,5 @@ def _open(data: bytes, name: str, formats: "tuple[str, ...]"):
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise InputError(f"{name}: {len(data)} bytes beginning with {data[:8]!r}, expected an image "
+        raise RecordError(f"{name}: {len(data)} bytes beginning with {data[:8]!r}, expected an image "
                          f"(JPEG, {', '.join(OTHER_FORMATS)})") from None

@@ -1,12 +1,21 @@
 """Batches of images that depend on (seed, epoch, sample) alone: not on how many processes load them, nor on where a run went on."""
+import logging
+import multiprocessing
+import os
+import signal
+import threading
 from functools import partial
 from typing import Iterator, Optional, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from utils import InputError
+from utils import InputError, RecordError
 from utils.utils_distributed_sampler import DistributedSampler
+
+LOGGER = logging.getLogger("training")
+# so many records in a row that cannot be used are no bad records among good ones
+MOST_BAD_IN_A_ROW = 100
 
 _MASK = 2**64 - 1
 
@@ -44,39 +53,63 @@ class EpochBatches(Sampler):
 class BatchReader(Dataset):
     """Reads whole batches of a dataset of (uint8 [3, H, W], label), each image mirrored by its coin if `flip`.
 
-    An InputError comes back as its message: raised in a worker, it would reach the training process wrapped in a traceback.
+    An InputError comes back as its message: raised in a worker, it would reach the training process wrapped in a traceback. With
+    `skip` the next usable record stands in for a bad one, which does not depend on how many processes there are; the third part of
+    a batch says which ones were bad, and why. Workers note in `reading` which sample each of them is at.
     """
 
-    def __init__(self, dataset: Dataset, flip: bool, seed: int) -> None:
-        self.dataset, self.flip, self.seed = dataset, flip, seed
+    def __init__(self, dataset: Dataset, flip: bool, seed: int, skip: bool, num_workers: int) -> None:
+        self.dataset, self.flip, self.seed, self.skip = dataset, flip, seed, skip
+        self.reading = torch.full((max(1, num_workers), 2), -1).share_memory_()  # (process, sample) of each worker
 
-    def __getitems__(self, batch: "Sequence[tuple[int, int]]") -> "tuple[torch.Tensor, torch.Tensor] | str":
+    def __getitems__(self, batch: "Sequence[tuple[int, int]]") -> "tuple[torch.Tensor, torch.Tensor, dict[str, str]] | str":
+        worker, bad = get_worker_info(), {}
+        here = self.reading[worker.id if worker else 0].numpy()
+        here[0] = os.getpid()
         try:
-            samples = [self._sample(epoch, index) for epoch, index in batch]
+            samples = [self._sample(epoch, index, here, bad) for epoch, index in batch]
         except InputError as error:
             return str(error)
+        here[1] = -1
         # decoders write the channels of a pixel side by side: stacking in that order is ten times faster than transposing
         images = torch.stack([image.permute(1, 2, 0) for image, _ in samples]).permute(0, 3, 1, 2)
-        return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
+        return images, torch.tensor([label for _, label in samples], dtype=torch.int64), bad
 
-    def _sample(self, epoch: int, index: int) -> "tuple[torch.Tensor, int]":
-        image, label = self.dataset[index]
-        mirrored = self.flip and coin(self.seed, epoch, index)
-        return (image.flip(-1) if mirrored else image), label
+    def name(self, index: int) -> str:
+        """How messages call a sample."""
+        return self.dataset.name(index) if hasattr(self.dataset, "name") else f"sample {index}"
+
+    def _sample(self, epoch: int, index: int, here, bad: "dict[str, str]") -> "tuple[torch.Tensor, int]":
+        for place in range(index, index + MOST_BAD_IN_A_ROW):
+            here[1] = place % len(self.dataset)
+            try:
+                image, label = self.dataset[place % len(self.dataset)]
+            except RecordError as error:
+                if not self.skip:
+                    raise
+                bad[self.name(place % len(self.dataset))] = str(error)
+                continue
+            mirrored = self.flip and coin(self.seed, epoch, index)
+            return (image.flip(-1) if mirrored else image), label
+        raise InputError(f"{MOST_BAD_IN_A_ROW} records in a row cannot be used, from {self.name(index)} on: {next(iter(bad.values()))}")
 
 
 class Loader:
     """Iterates over (images uint8 [B, 3, H, W] in channels-last order, labels int64 [B]) on the CPU, for one epoch at a time.
 
-    Made by `get_dataloader` of datasets.py. len() is the number of batches of a whole epoch. Raises InputError, with the message
-    that a worker's dataset gave, where a sample cannot be read.
+    Made by `get_dataloader` of datasets.py. len() is the number of batches of a whole epoch. bad_records: what was left out so far, by
+    name, and why. Raises InputError, with the message that a worker's dataset gave, where a sample cannot be read, and where a worker
+    ends or takes longer than `timeout` seconds, naming the sample it was at.
     """
 
     def __init__(self, dataset: Dataset, sampler: DistributedSampler, batch_size: int, flip: bool, seed: int, num_workers: int,
-                 prefetch_factor: int, pin_memory: bool, start_method: Optional[str]) -> None:
+                 prefetch_factor: int, pin_memory: bool, start_method: Optional[str], skip: bool, timeout: float) -> None:
         self.sampler, self.batch_size = sampler, batch_size
-        workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method)
-        self._make = partial(DataLoader, BatchReader(dataset, flip, seed), batch_sampler=EpochBatches(sampler, batch_size),
+        self.bad_records: dict[str, str] = {}
+        self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
+        workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,
+                       worker_init_fn=_leave_signals_to_the_parent)
+        self._make = partial(DataLoader, self._reader, batch_sampler=EpochBatches(sampler, batch_size),
                              collate_fn=_as_it_is, num_workers=num_workers, pin_memory=pin_memory,
                              generator=torch.Generator(),  # or DataLoader draws from the global one
                              **(workers if num_workers else {}))
@@ -91,16 +124,54 @@ class Loader:
         self.sampler.set_epoch(epoch, start_batch * self.batch_size)
 
     def __iter__(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-        for batch in self._loader:
-            if isinstance(batch, str):
-                break
-            yield tuple(batch)
-        else:
-            return
+        try:
+            with _children_are_not_watched():
+                batches = iter(self._loader)
+            for batch in batches:
+                if isinstance(batch, str):
+                    break
+                images, labels, bad = batch
+                for name in bad.keys() - self.bad_records.keys():
+                    LOGGER.warning("left out: %s", bad[name])
+                self.bad_records.update(bad)
+                yield images, labels
+            else:
+                return
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._loader.num_workers or str(error).startswith("Caught "):  # not the end of a worker, but an error inside one
+                raise
+            batch = self._lost(error)
         # The workers end here, by reference count. The traceback of the error would keep them until the garbage collector comes
         # by, which tears their queues down first: they would then not hear that they are to end, and be waited for.
+        batches = None
         self._loader = self._make()
         raise InputError(batch)
+
+    def _lost(self, error: Exception) -> str:
+        """What the end of a worker, or of the time it had, is about. A dead one may also be noticed as a broken connection."""
+        alive = {process.pid for process in multiprocessing.active_children()}
+        at = {process: sample for process, sample in self._reader.reading.tolist() if sample >= 0}
+        at = {process: sample for process, sample in at.items() if process not in alive} or at
+        reason = " ".join(str(error).split()) if "DataLoader" in str(error) else "a DataLoader worker ended"
+        return f"{reason[:200]}; it was reading {', '.join(map(self._reader.name, at.values())) or 'nothing'}"
+
+
+class _children_are_not_watched:
+    """DataLoader's handler of SIGCHLD raises wherever the training process happens to be. Without it the end of a worker is an error
+    where the next batch is asked for."""
+
+    def __enter__(self) -> None:
+        self.mine = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+        self.before = signal.getsignal(signal.SIGCHLD) if self.mine else None
+
+    def __exit__(self, *_) -> None:
+        if self.mine and self.before is not None:
+            signal.signal(signal.SIGCHLD, self.before)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch):

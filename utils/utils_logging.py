@@ -1,13 +1,18 @@
-"""The training log in the published format, and running means that stay on the device until they are read."""
+"""The training log in the published format, its reader, and running means that stay on the device until they are read."""
+import contextlib
 import logging
+import math
+import re
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Any, Iterable, NamedTuple, Optional
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils import InputError
 from utils.utils_distributed import rank, world_size
 
 
@@ -19,17 +24,29 @@ def init_logging(output: "str | Path") -> logging.Logger:
     logger = logging.getLogger("training")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # of lines that a full disk did not take
+            handler.close()
     logger.propagate = False
     logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     handlers: list[logging.Handler] = [_ConsoleHandler()]
     if rank() == 0:
         Path(output).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(output) / "training.log", encoding="utf-8"))
+        handlers.append(_LogFile(Path(output) / "training.log", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+class _LogFile(logging.FileHandler):
+    """Where lines cannot be written (a full disk), one line on standard error says so, instead of a traceback for each."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            print(f"{self.baseFilename}: lines of the log are lost: {sys.exc_info()[1]}", file=sys.stderr)
+        self.failed = True
 
 
 class _ConsoleHandler(logging.StreamHandler):
@@ -48,24 +65,24 @@ class RunningMeans:
     """Means of a few scalar tensors over steps, kept on the device: adding never waits for it, reading does."""
 
     def __init__(self) -> None:
-        self.sums: Optional[Tensor] = None
-        self.steps = 0
+        self.sums: Optional[Tensor] = None  # of the values, and the number of steps
 
     def add(self, *values: Tensor) -> None:
-        """Count one step's values (0-d tensors, always the same number of them)."""
+        """Count one step's values (0-d tensors, always the same number of them), unless one of them is not finite."""
         row = torch.stack([value.detach().float() for value in values])
+        finite = row.isfinite().all()
+        row = torch.cat([torch.where(finite, row, 0.0), finite.float().view(1)])
         self.sums = row if self.sums is None else self.sums + row
-        self.steps += 1
 
     def read(self) -> list[float]:
-        """The means since the last call over all ranks, each of which must call it; then start anew."""
+        """The means since the last call over all ranks, each of which must call it, NaN where no step counted; then start anew."""
         if self.sums is None:
             raise RuntimeError("no step was added since the last reading")
-        means = self.sums / (self.steps * world_size())
         if world_size() > 1:
-            dist.all_reduce(means)
-        self.sums, self.steps = None, 0
-        return means.tolist()
+            dist.all_reduce(self.sums)
+        *sums, steps = self.sums.tolist()
+        self.sums = None
+        return [value / steps if steps else math.nan for value in sums]
 
 
 def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step: int, hours_left: float, feature_norm: float,
@@ -75,3 +92,60 @@ def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step
     gap = "  " if grad_scale is None else " "
     return (f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {learning_rate:.6f}   Epoch: {epoch}   "
             f"Global Step: {step}   {scale}Required: {hours_left:.0f} hours{gap}Feat Norm {feature_norm:.4f}  Reg Loss {reg_loss:.4f}")
+
+
+class TrainingLog(NamedTuple):
+    """What a training log says. `steps`, a row a log line: step, epoch, loss, learning_rate, speed (images/s), feature_norm and reg_loss,
+    means over the steps since the line before. `verification`, a row a target and step: target, step, xnorm, accuracy, accuracy_std and
+    highest, accuracies from 0 to 1; NaN is what the log does not say.
+    """
+    steps: pd.DataFrame
+    verification: pd.DataFrame
+
+
+_NUMBER = r"(nan|-?inf|-?\d+(?:\.\d+)?)"
+_SPEED = re.compile(rf"-Speed {_NUMBER} samples/sec +Loss {_NUMBER} +LearningRate {_NUMBER} +Epoch: (\d+) +Global Step: (\d+) .*"
+                    r"Feat Norm (nan|inf|\d+\.\d{4}) +Reg Loss (nan|-?inf|-?\d+\.\d{4})")  # all decimals: a torn number is none
+_VERIFIED = re.compile(r"-\[([^\[\]]+)\]\[(\d+)\](?:XNorm: (?P<xnorm>nan|inf|\d+\.\d{6})"
+                       r"|Accuracy-Flip: (?P<accuracy>nan|\d\.\d{5})\+-(?P<accuracy_std>nan|\d\.\d{5})"
+                       r"|Accuracy-Highest: (?P<highest>nan|\d\.\d{5}))")
+_STEP_TYPES = {"step": int, "epoch": int, "loss": float, "learning_rate": float, "speed": float, "feature_norm": float, "reg_loss": float}
+_VERIFICATION_TYPES = {"target": str, "step": int, "xnorm": float, "accuracy": float, "accuracy_std": float, "highest": float}
+
+
+def read_training_log(path: "str | Path") -> TrainingLog:
+    """Read a log of train.py, or of the published runs, with or without `Fp16 Grad Scale` and `Meet Loss`.
+
+    Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps start anew from an earlier one, the run was
+    resumed or begun again: what the log said from that step on is superseded. Raises InputError where the file cannot be read or has no
+    line of a training log.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    steps: dict[int, dict[str, Any]] = {}
+    verified: dict[tuple[int, str], dict[str, Any]] = {}
+    last = 0
+    for line in lines:
+        speed, found = _SPEED.search(line), _VERIFIED.search(line)
+        if speed is None and found is None:
+            continue
+        step = int(speed[5] if speed else found[2])
+        if step < last:
+            steps = {at: row for at, row in steps.items() if at < step}
+            verified = {(at, target): row for (at, target), row in verified.items() if at < step}
+        last = step
+        if speed:
+            names = ("speed", "loss", "learning_rate", "epoch", "step", "feature_norm", "reg_loss")
+            steps[step] = dict(zip(names, speed.groups()))
+        else:
+            row = verified.setdefault((step, found[1]), {"target": found[1], "step": step})
+            row.update({name: value for name, value in found.groupdict().items() if value is not None})
+    if not steps and not verified and not any(line.lstrip().startswith("Training: ") for line in lines):
+        raise InputError(f"{path}: {len(lines)} lines, none of a training log; expected 'Training: 2024-02-02 12:33:23,502-...'")
+    return TrainingLog(_typed(steps.values(), _STEP_TYPES), _typed(verified.values(), _VERIFICATION_TYPES))
+
+
+def _typed(rows: Iterable[dict], types: dict[str, type]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(types)).astype(types)

@@ -41,10 +41,10 @@ def load_plain(path: "str | os.PathLike[str]") -> Any:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: not a regular file")
     with open(path, "rb") as file:
-        return _PlainUnpickler(file, status.st_size, str(path)).load()
+        return PlainUnpickler(file, status.st_size, str(path)).load()
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Why the pickle is not accepted; the message lacks the file and the position, which `load` adds."""
 
 
@@ -54,13 +54,13 @@ class _Dtype:
     def __init__(self, name: Any) -> None:
         name = name.decode("latin1") if isinstance(name, bytes) else name
         if not isinstance(name, str) or not re.fullmatch(r"[|<>=]?(b1|[iu][1248]|f[248])", name):
-            raise _Refused(f"numpy dtype {_short(name)}; only booleans, integers and floats are accepted")
+            raise Refused(f"numpy dtype {_short(name)}; only booleans, integers and floats are accepted")
         self.dtype = np.dtype(name)
 
     def build(self, state: Any) -> None:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("|", "<", ">", "=") or any(field is not None for field in state[2:5]):
-            raise _Refused("a numpy dtype that is not a plain number")
+            raise Refused("a numpy dtype that is not a plain number")
         self.dtype = self.dtype.newbyteorder(order)
 
 
@@ -78,7 +78,7 @@ def _make_bytes(kind: type) -> Any:
         if isinstance(text, str):
             return kind(_encode(text, encoding))
         if not isinstance(text, (bytes, bytearray)):  # bytes(10**12) would be a bomb
-            raise _Refused(f"{kind.__name__}() of {type(text).__name__}")
+            raise Refused(f"{kind.__name__}() of {type(text).__name__}")
         return kind(text)
     return call
 
@@ -86,14 +86,14 @@ def _make_bytes(kind: type) -> Any:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """How Python 3 writes bytes under protocols 0 to 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"_codecs.encode of {type(text).__name__} to {_short(encoding)}; only str to latin1 is accepted")
+        raise Refused(f"_codecs.encode of {type(text).__name__} to {_short(encoding)}; only str to latin1 is accepted")
     return text.encode("latin1")
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     """numpy's `_reconstruct`: an array of nothing, filled by the BUILD that follows whatever is said here."""
     if not isinstance(kind, _Name) or kind.name != "numpy.ndarray":
-        raise _Refused("a numpy array of another class than ndarray")
+        raise Refused("a numpy array of another class than ndarray")
     return np.empty(0, np.uint8)
 
 
@@ -110,14 +110,14 @@ def _fill(array: np.ndarray, state: Any) -> np.ndarray:
     _, shape, dtype, fortran, buffer = state
     shape = (shape,) if isinstance(shape, int) else shape
     if not isinstance(dtype, _Dtype) or not isinstance(buffer, (bytes, bytearray)) or not isinstance(shape, tuple):
-        raise _Refused("a numpy array that is not of plain numbers")
+        raise Refused("a numpy array that is not of plain numbers")
     if len(shape) > 8 or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise _Refused("a numpy array of an impossible shape")
+        raise Refused("a numpy array of an impossible shape")
     count = 1
     for size in shape:
         count *= size
     if count * dtype.dtype.itemsize != len(buffer):
-        raise _Refused(f"a numpy array of {count} elements with {len(buffer)} bytes of data")
+        raise Refused(f"a numpy array of {count} elements with {len(buffer)} bytes of data")
     array.__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(buffer)))
     return array
 
@@ -136,8 +136,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class _PlainUnpickler:
-    """The stack machine of the pickle format, for plain data only."""
+class PlainUnpickler:
+    """The stack machine of the pickle format, for plain data only; what else a pickle may hold, a subclass says."""
+
+    kind = "a pickle of plain data"  # for messages
 
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
         self.file, self.left, self.size, self.name = file, size, size, name
@@ -153,12 +155,12 @@ class _PlainUnpickler:
                 if opcode == pickle.STOP:
                     return self.stack.pop()
                 self._step(opcode)
-            raise _Refused(f"more than {MAX_OPCODES} opcodes")
-        except _Refused as error:
+            raise Refused(f"more than {MAX_OPCODES} opcodes")
+        except Refused as error:
             reason = str(error)
         except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
             reason = f"a damaged pickle ({type(error).__name__})"
-        raise InputError(f"{self.name}: not a pickle of plain data: byte {self.size - self.left}: {reason}")
+        raise InputError(f"{self.name}: not {self.kind}: byte {self.size - self.left}: {reason}")
 
     def _step(self, opcode: bytes) -> None:
         if opcode in _COUNTED_BYTES:
@@ -175,25 +177,31 @@ class _PlainUnpickler:
         elif opcode in _BINARY_INDEX:
             self._memo(opcode in (pickle.BINPUT, pickle.LONG_BINPUT), self._number(_BINARY_INDEX[opcode]))
         else:
-            handler = _HANDLERS.get(opcode) or _refuse(opcode)
-            handler(self)
+            self._handler(opcode)(self)
+
+    def _handler(self, opcode: bytes) -> Any:
+        return _HANDLERS.get(opcode) or _refuse(opcode)
+
+    def _lookup(self, name: str) -> Any:
+        """What a name of the file stands for: a function, or None for an argument. Raises KeyError where it is refused."""
+        return _NAMES[name]
 
     # reading: a length is compared with what is left of the file before anything of that length is made
 
     def _read(self, count: int) -> bytes:
         if not 0 <= count <= self.left:
-            raise _Refused(f"the end of the file, {self.left} bytes on, where {count} more bytes were announced")
+            raise Refused(f"the end of the file, {self.left} bytes on, where {count} more bytes were announced")
         data = self.file.read(count)
         self.left -= count
         if len(data) != count:
-            raise _Refused("the file became shorter while it was read")
+            raise Refused("the file became shorter while it was read")
         return data
 
     def _line(self, limit: int) -> bytes:
         line = self.file.readline(min(limit + 1, self.left))
         self.left -= len(line)
         if not line.endswith(b"\n"):
-            raise _Refused("an unfinished line")
+            raise Refused("an unfinished line")
         return line[:-1].rstrip(b"\r")
 
     def _number(self, layout: str) -> Any:
@@ -226,7 +234,7 @@ class _PlainUnpickler:
     def _frame(self) -> None:
         size = self._number("<Q")
         if size > self.left:
-            raise _Refused(f"a frame of {size} bytes where {self.left} are left")
+            raise Refused(f"a frame of {size} bytes where {self.left} are left")
 
     def _mark(self) -> None:
         self.marks.append(self.stack)
@@ -242,7 +250,7 @@ class _PlainUnpickler:
     def _long_binary(self, layout: str) -> None:
         count = self._number(layout)
         if not 0 <= count <= 16:
-            raise _Refused(f"an integer of {count} bytes")
+            raise Refused(f"an integer of {count} bytes")
         self.stack.append(int.from_bytes(self._read(count), "little", signed=True))
 
     def _float(self) -> None:
@@ -251,7 +259,7 @@ class _PlainUnpickler:
     def _string(self) -> None:
         line = self._line(self.left)
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise _Refused("a string without quotes")
+            raise Refused("a string without quotes")
         self.stack.append(codecs.escape_decode(line[1:-1])[0])
 
     def _unicode(self) -> None:
@@ -259,7 +267,7 @@ class _PlainUnpickler:
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise _Refused(f"elements appended to {type(self.stack[-1]).__name__}")
+            raise Refused(f"elements appended to {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
 
     def _append(self) -> None:
@@ -273,22 +281,24 @@ class _PlainUnpickler:
         self._find(module, attribute)
 
     def _find(self, module: Any, attribute: Any) -> None:
-        name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else None
-        if name not in _NAMES:
-            raise _Refused(f"it asks for {_short(name)[1:-1]}, which is not plain data and was not run")
-        self.stack.append(_Name(name, _NAMES[name]))
+        name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else ""
+        try:
+            call = self._lookup(name)
+        except KeyError:
+            raise Refused(f"it asks for {_short(name)[1:-1]}, which is not plain data and was not run") from None
+        self.stack.append(_Name(name, call))
 
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Name) or function.call is None or not isinstance(arguments, tuple):
-            raise _Refused("a call of something that is not a function")
+            raise Refused("a call of something that is not a function")
         self._count(arguments)
         self.stack.append(function.call(*arguments))
 
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(state, tuple) or not isinstance(target, (_Dtype, np.ndarray)):
-            raise _Refused(f"a state for {type(target).__name__}")
+            raise Refused(f"a state for {type(target).__name__}")
         self._count(state)
         target.build(state) if isinstance(target, _Dtype) else _fill(target, state)
 
@@ -299,26 +309,26 @@ class _PlainUnpickler:
         sizes = [len(argument) for argument in arguments if isinstance(argument, (str, bytes, bytearray))]
         self.made += sum(size for size in sizes if size > 64)
         if self.made > _EXPANSION * self.size:
-            raise _Refused("more bytes than a file of this size can hold")
+            raise Refused("more bytes than a file of this size can hold")
 
 
 def _refuse(opcode: bytes) -> Any:
     names = {value: name for name, value in vars(pickle).items() if name in pickle.__all__ and isinstance(value, bytes)}
-    raise _Refused(f"opcode {names.get(opcode, ascii(opcode))}, which plain data does not need")
+    raise Refused(f"opcode {names.get(opcode, ascii(opcode))}, which plain data does not need")
 
 
 _HANDLERS = {
-    pickle.PROTO: lambda self: self._read(1), pickle.FRAME: _PlainUnpickler._frame, pickle.MARK: _PlainUnpickler._mark,
-    pickle.POP: lambda self: self.stack.pop(), pickle.POP_MARK: _PlainUnpickler._pop_mark,
+    pickle.PROTO: lambda self: self._read(1), pickle.FRAME: PlainUnpickler._frame, pickle.MARK: PlainUnpickler._mark,
+    pickle.POP: lambda self: self.stack.pop(), pickle.POP_MARK: PlainUnpickler._pop_mark,
     pickle.DUP: lambda self: self.stack.append(self.stack[-1]),
-    pickle.INT: _PlainUnpickler._int, pickle.LONG: _PlainUnpickler._long, pickle.FLOAT: _PlainUnpickler._float,
+    pickle.INT: PlainUnpickler._int, pickle.LONG: PlainUnpickler._long, pickle.FLOAT: PlainUnpickler._float,
     pickle.LONG1: lambda self: self._long_binary("<B"), pickle.LONG4: lambda self: self._long_binary("<i"),
-    pickle.STRING: _PlainUnpickler._string, pickle.UNICODE: _PlainUnpickler._unicode,
-    pickle.EMPTY_LIST: lambda self: self.stack.append([]), pickle.APPEND: _PlainUnpickler._append,
+    pickle.STRING: PlainUnpickler._string, pickle.UNICODE: PlainUnpickler._unicode,
+    pickle.EMPTY_LIST: lambda self: self.stack.append([]), pickle.APPEND: PlainUnpickler._append,
     pickle.APPENDS: lambda self: self._extend(self._pop_mark()), pickle.LIST: lambda self: self._collect(list),
     pickle.TUPLE: lambda self: self._collect(tuple), pickle.MEMOIZE: lambda self: self._memo(True, len(self.memo)),
     pickle.PUT: lambda self: self._memo(True, int(self._line(_DIGITS))),
     pickle.GET: lambda self: self._memo(False, int(self._line(_DIGITS))),
-    pickle.GLOBAL: _PlainUnpickler._global, pickle.STACK_GLOBAL: _PlainUnpickler._stack_global,
-    pickle.REDUCE: _PlainUnpickler._reduce, pickle.BUILD: _PlainUnpickler._build,
+    pickle.GLOBAL: PlainUnpickler._global, pickle.STACK_GLOBAL: PlainUnpickler._stack_global,
+    pickle.REDUCE: PlainUnpickler._reduce, pickle.BUILD: PlainUnpickler._build,
 }

@@ -1,0 +1,119 @@
+"""The toy experiments of Section 3.2: what is measured on the test images, the files of a run, its results beside the published ones."""
+import os
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Union
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from eval import published
+from utils import InputError
+from utils.utils_files import atomic_write
+
+FIGURE_2 = published.TOY_RUNS
+PathLike = Union[str, os.PathLike]
+NETWORKS = {"sll": "sllnet_", "net": "net_"}  # the first half of the names of the backbones
+KEYS = ("dataset", "network", "xi", "seed", "protocol", "num_image", "batch_size")  # what tells runs apart
+MEASURED = ("epoch", "step", "loss", "reg_loss", "train_norm", "accuracy", "norm", "seconds")
+PROJECTED = 2000  # images of a test set that are kept for Fig. 1b
+
+
+def run_name(dataset: str, network: str, xi: float, seed: int, protocol: str = "strict") -> str:
+    """The folder of a run."""
+    return f"{dataset}_{network}_xi{xi:g}_seed{seed}" + ("_paper" if protocol == "paper" else "")
+
+
+def to_unit(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [N, C, H, W] -> float in [0, 1] on `device`, channels last."""
+    return images.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+@torch.inference_mode()
+def embed(network: nn.Module, images: Tensor, device: torch.device, batch_size: int = 1000) -> Tensor:
+    """Embeddings [N, D] on the CPU of uint8 images [N, C, H, W], by the network in eval mode."""
+    network.eval()
+    return torch.cat([network(to_unit(part, device)).cpu() for part in images.split(batch_size)])
+
+
+def measure(embeddings: Tensor, weight: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy of the class whose normalised weight [C, D] has the largest product with the embedding [N, D], and the mean norm ||e||."""
+    products = embeddings @ F.normalize(weight.detach().cpu()).T
+    return (products.argmax(1) == labels).double().mean().item(), embeddings.norm(dim=1).mean().item()
+
+
+def write_results(folder: Path, settings: Mapping[str, Any], rows: Iterable[Mapping[str, float]]) -> None:
+    """`folder`/results.csv: a row an epoch, headed by the settings that tell runs apart."""
+    table = pd.DataFrame([{key: settings[key] for key in KEYS} | dict(row) for row in rows], columns=[*KEYS, *MEASURED])
+    with atomic_write(folder / "results.csv") as file:
+        table.to_csv(file, index=False, float_format="%.6g")
+
+
+def write_projections(folder: Path, images: Tensor, embeddings: Tensor, labels: Tensor) -> None:
+    """`folder`/projections.csv: two principal components of the images and of their embeddings, each fitted to all of them, for up to
+    PROJECTED evenly spaced ones. images: uint8 [N, C, H, W].
+    """
+    kept = np.linspace(0, len(images) - 1, min(len(images), PROJECTED)).round().astype(int)
+    columns = {"label": labels.numpy()[kept]}
+    for name, values in (("image", images.flatten(1).float() / 255), ("feature", embeddings)):
+        points = PCA(2, random_state=0).fit_transform(values.numpy())[kept]
+        columns |= {f"{name}_1": points[:, 0], f"{name}_2": points[:, 1]}
+    with atomic_write(folder / "projections.csv") as file:
+        pd.DataFrame(columns).to_csv(file, index=False, float_format="%.4g")
+
+
+def read_results(folder: PathLike) -> pd.DataFrame:
+    """The results of the run in `folder`, or of all runs whose folders are in it: a row an epoch, columns KEYS and MEASURED.
+
+    norm and accuracy (0 to 1) are of the test images, train_norm and the losses are means over the steps of the epoch. Raises
+    InputError where there is no results.csv, or one without these columns.
+    """
+    paths = sorted(path for pattern in ("results.csv", "*/results.csv") for path in Path(folder).glob(pattern))
+    if not paths:
+        raise InputError(f"{folder}: no results.csv in it or in its folders; train_toy.py makes them")
+    tables = [pd.read_csv(path) for path in paths]
+    for path, table in zip(paths, tables):
+        missing = {*KEYS, *MEASURED} - set(table.columns)
+        if missing:
+            raise InputError(f"{path}: no column {', '.join(sorted(missing))}; not the results of a toy run")
+    results = pd.concat(tables, ignore_index=True)
+    return results.sort_values([*KEYS, "epoch"], ignore_index=True)
+
+
+def label(network: str, xi: float, protocol: str = "strict") -> str:
+    """What a run is called in tables and figures."""
+    name = "unconstrained" + (f", xi = {xi:g}" if xi else "") if network == "net" else f"SLL, xi = {xi:g}"
+    return name + (" (paper protocol)" if protocol == "paper" else "")
+
+
+def beside_published(results: pd.DataFrame) -> pd.DataFrame:
+    """The results of runs beside the published ones: a row for each run and published epoch, and one for the run's last epoch.
+
+    Epochs correspond where they end after as many optimiser steps, to a tenth: with as many images and the published batch size these are
+    the same epochs. Accuracies in percent.
+    """
+    rows = []
+    for (dataset, network, xi, seed, protocol), run in results.groupby(["dataset", "network", "xi", "seed", "protocol"], sort=False):
+        known = published.toy(dataset)
+        known = known[(known["network"] == network) & (known["xi"] == xi)]
+        pairs = [(run.loc[(run["step"] - theirs.step).abs().idxmin()], theirs) for theirs in known.itertuples()]
+        pairs = [(ours, theirs) for ours, theirs in pairs if abs(ours["step"] - theirs.step) <= 0.1 * theirs.step]
+        if not pairs or pairs[-1][0]["epoch"] < run["epoch"].max():
+            pairs.append((run.iloc[-1], None))
+        for ours, theirs in pairs:
+            rows.append({"network": label(network, xi, protocol), "seed": seed, "epoch": ours["epoch"], "steps": ours["step"],
+                         "accuracy": 100 * ours["accuracy"], "norm": ours["norm"]})
+            if theirs is not None:
+                rows[-1] |= {"published epoch": theirs.epoch, "published accuracy": 100 * theirs.accuracy, "published norm": theirs.norm}
+    return pd.DataFrame(rows)
+
+
+def formatted(table: pd.DataFrame) -> pd.DataFrame:
+    """What `beside_published` returns, as text: accuracies with two decimals, norms with four digits, "-" where there is none."""
+    def text(column: str) -> "Callable[[float], str]":
+        form = ".2f" if "accuracy" in column else ".4g" if "norm" in column else ".0f"
+        return lambda value: value if isinstance(value, str) else "-" if pd.isna(value) else format(value, form)
+    return pd.DataFrame({column: table[column].map(text(column)) for column in table})

@@ -1,0 +1,77 @@
+"""The toy, training and LLN notebooks run from top to bottom on a small setting, and were committed with their outputs."""
+import json
+import re
+
+import nbformat
+import pytest
+import torch
+from conftest import ROOT
+from nbclient import NotebookClient
+
+from utils.utils_logging import read_training_log
+
+PICTURES = {"CertRobFR_toyexamples": 5, "CertRobFR_train": 1, "CertRobFR_imagecls": 1}
+SMALL = ["rec=synthetic", "num_classes=8", "num_image=64", "backbone=sllnet_small", "batch_size=16", "num_epoch=1", "frequent=1",
+         "device=cpu", "num_workers=0", "verbose=100"]
+
+
+def read(name):
+    return nbformat.read(ROOT / f"{name}.ipynb", 4)
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_it_is_committed_executed(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= PICTURES[name]
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    assert all(len(line) <= 132 for cell in code for line in cell.source.splitlines())
+    assert not any(re.search(r"^\s*(def|class|for|while|with) ", cell.source, re.MULTILINE) for cell in code), "calls, no algorithms"
+    text = json.dumps(notebook)
+    assert str(ROOT) not in text and not re.search(r"/(home|root|work|tmp|Users)/", text)
+    assert (ROOT / f"{name}.ipynb").stat().st_size < 2_000_000
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    def execute(name, variable, settings):
+        notebook = read(name)
+        monkeypatch.setenv(variable, json.dumps(settings))
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+        assert not [output for output in outputs(notebook) if output.output_type == "error"]
+        return notebook
+    return execute
+
+
+def test_toyexamples_on_a_small_setting(execute, tmp_path):
+    notebook = execute("CertRobFR_toyexamples", "CERTROBFR_TOY", {"epochs": 1, "batch_size": 720, "seed": 5, "device": "cpu", "out": "out"})
+    runs = tmp_path / "out" / "digits_seed5"
+    assert {path.parent.name for path in runs.glob("*/results.csv")} == {
+        f"digits_{name}_seed5" for name in ("net_xi0", "sll_xi0", "sll_xi1", "sll_xi3", "sll_xi5")}
+    assert {"fig2_digits.png", "fig1b_digits.png"} == {path.name for path in runs.glob("*.png")}
+    assert {"fig2_mnist.png", "fig2_cifar10.png", "fig1b_cifar10.png"} <= {path.name for path in runs.glob("recorded/*.png")}
+    assert "SLL, xi = 5" in json.dumps(outputs(notebook))
+
+
+def test_train_on_a_small_setting(execute, tmp_path):
+    execute("CertRobFR_train", "CERTROBFR_TRAIN", {"train": [*SMALL, "xi=1.0"], "processes": 2, "seed": 5, "out": "out"})
+    steps, verification = read_training_log(tmp_path / "out" / "seed5" / "training.log")
+    assert steps["step"].tolist() == [1, 2, 3, 4] and verification["step"].tolist() == [4]
+    assert (tmp_path / "out" / "seed5" / "model_final.pt").is_file() and (tmp_path / "out" / "seed5" / "curves.png").is_file()
+
+
+def test_imagecls_on_a_small_setting_and_on_a_log(execute, tmp_path):
+    execute("CertRobFR_imagecls", "CERTROBFR_LLN", {"train": SMALL, "seed": 5, "out": "out"})
+    log = tmp_path / "out" / "seed5" / "training.log"
+    assert len(read_training_log(log).steps) == 4 and "naive" in log.read_text()
+    figure = (tmp_path / "out" / "seed5" / "fig4.png").read_bytes()
+    execute("CertRobFR_imagecls", "CERTROBFR_LLN", {"log": "out/seed5/training.log", "target": "synthetic", "norm": 5.0, "out": "other"})
+    assert (tmp_path / "other" / "seed0" / "fig4.png").read_bytes() != figure and not list(tmp_path.glob("other/**/*.pt"))

@@ -1,0 +1,86 @@
+"""Steps whose loss or gradient is not finite: left out, counted on the device, and the end of the run where there are too many."""
+import logging
+from pathlib import Path
+from typing import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from utils import RunError
+from utils import utils_checkpoint as checkpoint
+from utils.utils_distributed import rank
+
+LOGGER = logging.getLogger("training")
+
+
+class StepGuard:
+    """What is to know about skipped steps, kept on the device until `check` reads it.
+
+    The GradScaler leaves out a step whose gradient is not finite. The guard counts those steps and undoes what their forward pass
+    left in the buffers (running means of BatchNorm, the scale of AdaCos), which nobody else does.
+
+        guard.begin()                               # before the forward pass
+        guard.end(network_norm, header)             # once .grad holds the unscaled gradients of all ranks
+        guard.check(step)                           # now and then
+
+    modules: whose floating-point buffers are looked after. max_in_a_row: `check` raises at that many. overflows: whether gradients of
+    float16 may overflow, which is routine as long as the scale still falls; they are counted apart.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], max_in_a_row: int, overflows: bool) -> None:
+        self.buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        self.max_in_a_row, self.overflows = max_in_a_row, overflows
+        self.counts: "Tensor | None" = None  # not finite, overflows, in a row
+        self.reported = [0, 0]
+
+    def begin(self) -> None:
+        """Remember the buffers."""
+        self._before = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def end(self, network_norm: Tensor, header: nn.Module) -> None:
+        """Count this step. network_norm: of the network's gradient, 0-d; both it and the header's gradients are equal on all ranks.
+
+        The header computes in float32: where its gradient is not finite, the loss or the embeddings were not either, and where only
+        the network's is not, it is float16 that overflowed on the way back.
+        """
+        header_norm = torch.stack([p.grad.norm() for p in header.parameters() if p.grad is not None]).sum()
+        bad_loss = ~header_norm.isfinite()
+        bad_gradient = ~network_norm.to(bad_loss.device).isfinite() & ~bad_loss
+        skipped = bad_loss | bad_gradient
+        for buffer, before in zip(self.buffers, self._before):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        if self.counts is None:
+            self.counts = torch.zeros(3, dtype=torch.int64, device=skipped.device)
+        found = [bad_loss, bad_gradient] if self.overflows else [skipped, torch.zeros_like(skipped)]
+        self.counts += torch.stack([*found, skipped])
+        self.counts[2] *= skipped
+
+    def check(self, step: int) -> None:
+        """Log what was skipped since the last call. Raises RunError where the last `max_in_a_row` steps, or more, were skipped."""
+        if self.counts is None:
+            return
+        *totals, in_a_row = self.counts.tolist()
+        bad, overflows = (total - reported for total, reported in zip(totals, self.reported))
+        self.reported = totals
+        if bad:
+            LOGGER.warning("step %d: %d steps skipped as their loss or gradient was not finite (%d in all)", step, bad, totals[0])
+        if overflows:
+            LOGGER.info("step %d: %d steps skipped as float16 gradients overflowed (%d in all), which lowers the scale", step, overflows,
+                        totals[1])
+        if in_a_row >= self.max_in_a_row:
+            raise RunError(f"the last {in_a_row} steps up to {step} had a loss or gradient that is not finite, "
+                           f"expected fewer than max_skipped_steps={self.max_in_a_row}")
+
+
+def keep_batch(output: "str | Path", step: int, images: Tensor, labels: Tensor) -> None:
+    """Save what a rank's step was computed from, images [B, 3, H, W] as the network saw them, for whoever looks into it."""
+    checkpoint.save(Path(output) / f"skipped_{step:08d}_rank{rank()}.pt", {"step": step, "images": images.cpu(), "labels": labels.cpu()})
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The same loss, with a gradient that is NaN throughout where the loss is not finite.
+
+    The average over the ranks is then NaN on all of them, so that all skip the step alike without asking each other.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
