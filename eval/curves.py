@@ -53,21 +53,23 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
 
 
 def plot_toy_training(results: pd.DataFrame, out_png: PathLike, title: str = "") -> None:
-    """Fig. 2: test accuracy and mean feature norm of each run of one dataset against the optimiser step; hollow marks are the published
-    values at the same number of steps.
+    """Fig. 2: test accuracy and mean feature norm of each run of one dataset against the epoch; hollow marks are the published values.
+
+    Epochs of a part of the dataset count as that part.
     """
     figure = Figure(figsize=(9.8, 3.9), layout="constrained")
     accuracy, norm = figure.subplots(1, 2)
+    results = results.assign(full=toy.full_epochs(results))
     known = published.toy(results["dataset"].iloc[0])
-    known = known[known["step"] <= 1.1 * results["step"].max()]
+    known = known[known["epoch"] <= 1.1 * results["full"].max()]
     for (network, xi, seed, protocol), run in results.groupby(["network", "xi", "seed", "protocol"], sort=False):
         style = _TOY_STYLES.get((network, xi), {"color": COLOURS[5], "linestyle": ":", "marker": MARKERS[5]})
         style = style | ({"alpha": 0.4} if protocol == "paper" else {})
+        name = toy.label(network, xi, protocol) + (f", seed {seed}" if results["seed"].nunique() > 1 else "")
         theirs = known[(known["network"] == network) & (known["xi"] == xi)]
         for axes, column, scale in ((accuracy, "accuracy", 100), (norm, "norm", 1)):
-            name = toy.label(network, xi, protocol) + (f", seed {seed}" if results["seed"].nunique() > 1 else "")
-            axes.plot(run["step"], scale * run[column], **style, markersize=3.5, linewidth=1.3, label=name)
-            axes.plot(theirs["step"], scale * theirs[column], **style | {"linestyle": ""}, markersize=9, fillstyle="none")
+            axes.plot(run["full"], scale * run[column], **style, markersize=3.5, linewidth=1.3, label=name)
+            axes.plot(theirs["epoch"], scale * theirs[column], **style | {"linestyle": ""}, markersize=9, fillstyle="none")
     if len(known):
         norm.plot([], [], "o", color="black", markersize=9, fillstyle="none", label="hollow: published")
     accuracy.set(ylabel="test accuracy [%]")
@@ -75,7 +77,8 @@ def plot_toy_training(results: pd.DataFrame, out_png: PathLike, title: str = "")
     norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     norm.yaxis.set_major_formatter("{x:g}")
     norm.yaxis.set_minor_formatter(NullFormatter())
-    _finish(figure, "optimiser step", [])
+    part = (results["full"] != results["epoch"]).any()
+    _finish(figure, "epochs of the whole dataset" if part else "epoch", [])
     figure.legend(*norm.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle(title)
     save_figure(figure, out_png)

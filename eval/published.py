@@ -2,7 +2,6 @@
 
 The protocol "published" marks the summaries wherever they appear.
 """
-import math
 from typing import Any
 
 import pandas as pd
@@ -53,7 +52,7 @@ _TOY = {
         50   .8637/262   .7477/.075   .6769/1.055  .6025/3.104  .5601/5.202
         100  .8832/343   .7742/.052   .7051/1.025  .6231/3.057  .5955/5.149""",
 }
-_TOY_IMAGES, _TOY_BATCH = {"mnist": 60000, "cifar10": 50000}, 512
+TOY_IMAGES = {"mnist": 60000, "cifar10": 50000}  # that an epoch goes through
 
 
 def table1() -> list[dict[str, Any]]:
@@ -73,12 +72,11 @@ def ablation() -> list[dict[str, Any]]:
 
 
 def toy(dataset: str) -> pd.DataFrame:
-    """Fig. 2 at a few epochs: network, xi, epoch, step, accuracy (0 to 1) and norm on the test images; no rows for another dataset."""
+    """Fig. 2 at a few epochs: network, xi, epoch, accuracy (0 to 1) and norm on the test images; no rows for another dataset."""
     rows = []
     for epoch, *cells in map(str.split, _TOY.get(dataset, "").strip().splitlines()):
-        step = int(epoch) * math.ceil(_TOY_IMAGES[dataset] / _TOY_BATCH)
-        rows += [(*run, int(epoch), step, *map(float, cell.split("/"))) for run, cell in zip(TOY_RUNS, cells)]
-    return pd.DataFrame(rows, columns=["network", "xi", "epoch", "step", "accuracy", "norm"])
+        rows += [(*run, int(epoch), *map(float, cell.split("/"))) for run, cell in zip(TOY_RUNS, cells)]
+    return pd.DataFrame(rows, columns=["network", "xi", "epoch", "accuracy", "norm"])
 
 
 def _summary(name: str, dataset: str = "lfw") -> dict[str, Any]:

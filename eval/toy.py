@@ -89,22 +89,28 @@ def label(network: str, xi: float, protocol: str = "strict") -> str:
     return name + (" (paper protocol)" if protocol == "paper" else "")
 
 
+def full_epochs(results: pd.DataFrame) -> pd.Series:
+    """How many times as many images as the whole dataset has were trained on: the epoch, unless it is of a part of the dataset."""
+    return results["epoch"] * results["num_image"] / results["dataset"].map(published.TOY_IMAGES).fillna(results["num_image"])
+
+
 def beside_published(results: pd.DataFrame) -> pd.DataFrame:
     """The results of runs beside the published ones: a row for each run and published epoch, and one for the run's last epoch.
 
-    Epochs correspond where they end after as many optimiser steps, to a tenth: with as many images and the published batch size these are
-    the same epochs. Accuracies in percent.
+    Epochs correspond where as many images were trained on, to a tenth: with the whole dataset these are the same epochs. Accuracies in
+    percent.
     """
     rows = []
+    results = results.assign(full=full_epochs(results))
     for (dataset, network, xi, seed, protocol), run in results.groupby(["dataset", "network", "xi", "seed", "protocol"], sort=False):
         known = published.toy(dataset)
         known = known[(known["network"] == network) & (known["xi"] == xi)]
-        pairs = [(run.loc[(run["step"] - theirs.step).abs().idxmin()], theirs) for theirs in known.itertuples()]
-        pairs = [(ours, theirs) for ours, theirs in pairs if abs(ours["step"] - theirs.step) <= 0.1 * theirs.step]
+        pairs = [(run.loc[(run["full"] - theirs.epoch).abs().idxmin()], theirs) for theirs in known.itertuples()]
+        pairs = [(ours, theirs) for ours, theirs in pairs if abs(ours["full"] - theirs.epoch) <= 0.1 * theirs.epoch]
         if not pairs or pairs[-1][0]["epoch"] < run["epoch"].max():
             pairs.append((run.iloc[-1], None))
         for ours, theirs in pairs:
-            rows.append({"network": label(network, xi, protocol), "seed": seed, "epoch": ours["epoch"], "steps": ours["step"],
+            rows.append({"network": label(network, xi, protocol), "seed": seed, "epoch": ours["epoch"],
                          "accuracy": 100 * ours["accuracy"], "norm": ours["norm"]})
             if theirs is not None:
                 rows[-1] |= {"published epoch": theirs.epoch, "published accuracy": 100 * theirs.accuracy, "published norm": theirs.norm}
