@@ -136,12 +136,10 @@ def _inputs_only(embed: Any) -> Iterator[None]:
 
 
 class _Look(NamedTuple):
-    """What a pass over n points tells: margins [n], their gradients [n, C, H, W] if asked for, and the certified radius
-    [n] of each point, 0 where there is no certificate.
-    """
+    """What a pass over n points tells: margins [n], their gradients [n, C, H, W] if asked for, embeddings [n, D]."""
     margins: Tensor
     gradients: Optional[Tensor]
-    radii: Tensor
+    embeddings: Tensor
 
 
 class _Search:
@@ -181,13 +179,12 @@ class _Search:
             self._record(points, index, margins)
         if self.on_iterate is not None:
             self.on_iterate(points, index, margins)
-        return _Look(margins, gradients, self._radii(embeddings.detach(), margins))
+        return _Look(margins, gradients, embeddings.detach())
 
-    def _radii(self, embeddings: Tensor, margins: Tensor) -> Tensor:
-        if self.radius is None:
-            return torch.zeros_like(margins)
-        cos = self.tau - margins if self.objective == "impersonation" else self.tau + margins
-        return self.radius(embeddings.double().norm(dim=1), cos.clamp(-1, 1).arccos())
+    def radii(self, look: _Look) -> Tensor:
+        """The certified radius [n] of each point."""
+        cos = self.tau - look.margins if self.objective == "impersonation" else self.tau + look.margins
+        return self.radius(look.embeddings.double().norm(dim=1), cos.clamp(-1, 1).arccos())
 
     def _gradients(self, margins: Tensor, points: Tensor, index: Tensor) -> Tensor:
         """Of the sum of the margins; a random direction (published attacks: none) where there is none to follow."""
@@ -297,12 +294,12 @@ class Attack:
             return torch.zeros_like(look.margins, dtype=torch.bool)
         done = search.succeeds(look.margins)
         if search.radius is not None:  # the allowance is for rounding: of a float32 network, of its steps, of the angle
-            done |= look.radii > 1.001 * self._path(state, step) + 1e-4
+            done |= search.radii(look) > 1.001 * self._path(state, step) + 1e-4
         return done
 
-    def _path(self, state: State, step: int) -> Tensor:
+    def _path(self, state: State, step: int) -> Budget:
         """How far, in l2, the points [n] can still move from `step` on; infinite where that is not known."""
-        return torch.full(state["index"].shape, math.inf, dtype=torch.float64, device=state["index"].device)
+        return math.inf
 
     def _step(self, search: _Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
         raise NotImplementedError
@@ -382,7 +379,7 @@ class PGD(Attack):
     def _length(self, state: State, step: int) -> Tensor:
         return state["step_size"] if "step_size" in state else 2 * state["eps"] * (1 - step / self.steps)
 
-    def _path(self, state: State, step: int) -> Tensor:
+    def _path(self, state: State, step: int) -> Budget:
         # neither projection moves a point further than the step did: ball and box are convex
         return sum(self._length(state, later) for later in range(step, self.steps))
 
@@ -409,8 +406,8 @@ class APGD(PGD):
     steps: int = 100
     momentum: float = 0.25
 
-    def _path(self, state: State, step: int) -> Tensor:
-        return Attack._path(self, state, step)  # a return to the best point can be longer than any step
+    def _path(self, state: State, step: int) -> Budget:
+        return math.inf  # a return to the best point can be longer than any step
 
     @functools.cached_property
     def _windows(self) -> dict[int, int]:

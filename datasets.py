@@ -6,7 +6,7 @@
     for images, labels in loader:                             # uint8 [128, 3, H, W], int64 [128]
         images = to_float(images, device)                     # [-0.5, 0.5]
 
-Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W) and a length.
+Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W), a `fingerprint()` and a length.
 """
 import hashlib
 import os

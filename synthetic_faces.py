@@ -60,6 +60,10 @@ class SyntheticFaces(Dataset):
         image.add_(torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32)), alpha=NOISE)
         return image.add_(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8), label
 
+    def fingerprint(self) -> str:
+        """What tells these images from others, beside the settings of a run."""
+        return "synthetic"
+
     def _warp(self, rng: np.random.Generator) -> torch.Tensor:
         """Where each pixel is taken from, [size, size, 2]: a random similarity and a smooth displacement."""
         turn, scale, right, down = _normal(rng, 4).tolist()

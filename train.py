@@ -41,7 +41,7 @@ from utils import InputError, RunError
 from utils.build_dataset import write_bin
 from utils.utils_callbacks import CallBackCheckpoint, CallBackLogging, CallBackVerification
 from utils.utils_checkpoint import load_weights
-from utils.utils_config import override
+from utils.utils_config import check_choices, check_least, check_not_negative, run_command
 from utils.utils_distributed import barrier, process_group, rank, world_size
 from utils.utils_guard import StepGuard, keep_batch, poisoned
 from utils.utils_image import decode_image
@@ -88,7 +88,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
 
     settings = {key: value for key, value in cfg.items() if key not in FREE}
     settings.update(header_args=dict(cfg.header_args), num_classes=dataset.num_classes, num_image=len(dataset), world_size=world_size(),
-                    data=dataset.fingerprint() if hasattr(dataset, "fingerprint") else cfg.rec)
+                    data=dataset.fingerprint())
     parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     torch.manual_seed(cfg.seed + rank())  # from here on ranks draw different numbers, for dropout
     checkpoints = CallBackCheckpoint(cfg.output, parts, settings, cfg.keep_states)
@@ -336,25 +336,15 @@ def describe(cfg: EasyDict, settings: dict, device: torch.device, precision: str
 
 def check(cfg: EasyDict) -> None:
     """Raise InputError, naming the setting, for a value out of range."""
-    least = dict(num_epoch=1, batch_size=1, grad_accum_steps=1, frequent=1, verbose=1, save_epochs=1, save_steps=1, keep_states=1,
-                 warmup_epoch=0, seed=0, max_bad_records=0, max_skipped_steps=1)
-    for key, bound in least.items():
-        if not bound <= cfg[key] < 2**63:
-            raise InputError(f"setting {key}={cfg[key]}: expected at least {bound}, and less than 2**63")
+    check_least(cfg, dict(num_epoch=1, batch_size=1, grad_accum_steps=1, frequent=1, verbose=1, save_epochs=1, save_steps=1, keep_states=1,
+                          warmup_epoch=0, seed=0, max_bad_records=0, max_skipped_steps=1), bits=63)
     if cfg.num_workers is not None and not 0 <= cfg.num_workers <= 1024:
         raise InputError(f"setting num_workers={cfg.num_workers}: expected 0 to 1024")
-    for key in ("num_classes", "num_image"):
-        if cfg[key] is not None and not 1 <= cfg[key] < 2**31:
-            raise InputError(f"setting {key}={cfg[key]}: expected at least 1, and less than 2**31")
+    check_least(cfg, dict(num_classes=1, num_image=1), bits=31)
     if not all(isinstance(name, str) for name in cfg.val_targets or ()):
         raise InputError(f"setting val_targets={cfg.val_targets}: expected names of .bin files")
-    for key in ("lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout"):
-        if not 0 <= cfg[key] < math.inf:
-            raise InputError(f"setting {key}={cfg[key]}: expected a finite number that is not negative")
-    for key, allowed in dict(precision=tuple(AUTOCAST), header=HEADERS, recordio_backend=("builtin", "mxnet"),
-                             on_bad_record=("error", "skip")).items():
-        if cfg[key] not in allowed:
-            raise InputError(f"setting {key}={cfg[key]}: expected one of {', '.join(allowed)}")
+    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout")
+    check_choices(cfg, precision=tuple(AUTOCAST), header=HEADERS, recordio_backend=("builtin", "mxnet"), on_bad_record=("error", "skip"))
     if cfg.power == 0:
         raise InputError("setting power=0.0: expected a positive number")
     if cfg.warmup_epoch >= cfg.num_epoch:
@@ -365,20 +355,17 @@ def check(cfg: EasyDict) -> None:
 
 def run(config: EasyDict, arguments: Optional[Sequence[str]] = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        cfg = override(config, arguments)
+    def work(cfg: EasyDict) -> None:
         with process_group(cfg.device, cfg.timeout) as device:
             train(cfg, device)
+
+    try:
+        return run_command("train", work, config, __doc__, arguments)
     except (Interrupted, KeyboardInterrupt):
         return STOPPED
-    except (InputError, OSError, RunError) as error:
+    except RunError as error:
         print(f"train: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    return 0
+        return 1
 
 
 if __name__ == "__main__":

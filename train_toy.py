@@ -10,7 +10,6 @@ A run has a folder in `output`, named after its dataset, network, xi, seed and p
 `projections.csv` (Fig. 1b) and the weights. The same command goes on with a run that was interrupted, as if it had not been; with more
 epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used.
 """
-import math
 import sys
 import time
 from pathlib import Path
@@ -27,9 +26,8 @@ from datasets_toy import TOY_SETS
 from eval import toy
 from headers import get_header
 from train import objective
-from utils import InputError
 from utils.utils_callbacks import CallBackCheckpoint
-from utils.utils_config import override
+from utils.utils_config import check_choices, check_least, check_not_negative, run_command
 from utils.utils_distributed import process_group
 from utils.utils_logging import RunningMeans
 
@@ -106,31 +104,18 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
 
 def check(cfg: EasyDict) -> None:
     """Raise InputError, naming the setting, for a value out of range."""
-    for key, allowed in dict(dataset=tuple(TOY_SETS), network=(*toy.NETWORKS, "all"), protocol=("strict", "paper")).items():
-        if cfg[key] not in allowed:
-            raise InputError(f"setting {key}={cfg[key]}: expected one of {', '.join(allowed)}")
-    for key, least in dict(epochs=1, batch_size=1, seed=0).items():
-        if cfg[key] is not None and cfg[key] < least:
-            raise InputError(f"setting {key}={cfg[key]}: expected at least {least}")
-    for key in ("xi", "lambda_", "lr"):
-        if not 0 <= cfg[key] < math.inf:
-            raise InputError(f"setting {key}={cfg[key]}: expected a finite number that is not negative")
+    check_choices(cfg, dataset=tuple(TOY_SETS), network=(*toy.NETWORKS, "all"), protocol=("strict", "paper"))
+    check_least(cfg, dict(epochs=1, batch_size=1, seed=0))
+    check_not_negative(cfg, "xi", "lambda_", "lr")
 
 
 def run(arguments: Optional[Sequence[str]] = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        cfg = override(config, arguments)
+    def work(cfg: EasyDict) -> None:
         with process_group(cfg.device) as device:
             train_toy(cfg, device)
-    except (InputError, OSError) as error:
-        print(f"train_toy: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command("train_toy", work, config, __doc__, arguments)
 
 
 if __name__ == "__main__":

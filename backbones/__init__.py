@@ -94,12 +94,10 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
     """
     network = get_backbone(name, **kw)
     load_weights(network, weights)
+    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if is_lipschitz(name):
-        network = network.to(device=device, dtype=dtype).eval()
         try:
             lipschitz_bound(network)
         except InputError as error:
             raise InputError(f"{weights}: {error}") from None
-    if input_scale(name) != 1:
-        network = ScaledInput(network, input_scale(name))
-    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return network if input_scale(name) == 1 else ScaledInput(network, input_scale(name)).eval()

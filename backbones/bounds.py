@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, SLLStage
+from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, SLLStage, half_shifts, taps
 from utils import InputError
 
 # of one layer, in float32: the entries of V are off by 6e-8 of themselves each, and so is the bound, a few times over
@@ -64,12 +64,8 @@ def _sll_bound(name: str, layer: "SLLConv2d | SLLLinear") -> float:
 
 def _sums_of_correlations(weight: Tensor) -> Tensor:
     """M [C, C] of a kernel [C, cin, k, k]."""
-    k, (rows, _) = weight.shape[-1], weight.shape[:2]
-    sums = weight.new_zeros(rows, rows)
-    for dy in range(k):
-        for dx in range(1 - k, k) if dy else range(k):  # of two opposite shifts one: the other is its transpose
-            here = weight[:, :, :k - dy, max(0, -dx):k - max(0, dx)].flatten(1)
-            there = weight[:, :, dy:, max(0, dx):k - max(0, -dx)].flatten(1)
-            products = (here @ there.T).abs()
-            sums += products if dy or dx else products / 2
+    v, sums = weight.permute(0, 2, 3, 1), weight.new_zeros(len(weight), len(weight))
+    for here, there in half_shifts(weight.shape[-1]):  # of two opposite shifts one: the other is its transpose
+        products = (taps(v, here) @ taps(v, there).T).abs()
+        sums += products if here != there else products / 2
     return sums + sums.T

@@ -52,8 +52,8 @@ class _RootOfT(torch.autograd.Function):
         r, correlations = torch.zeros_like(d), []
         with _exact_products(weight):
             v = _channels_last(weight, n)
-            for here, there in _half_shifts(v.shape[1]):
-                k = _taps(v, here) @ _taps(v, there).T
+            for here, there in half_shifts(v.shape[1]):
+                k = taps(v, here) @ taps(v, there).T
                 magnitude = k.abs()
                 r += magnitude @ d
                 if here != there:
@@ -77,14 +77,14 @@ class _RootOfT(torch.autograd.Function):
         with _exact_products(weight):
             v = _channels_last(weight, n)
             grad_v = torch.zeros_like(v)
-            for (here, there), k in zip(_half_shifts(v.shape[1]), correlations):
+            for (here, there), k in zip(half_shifts(v.shape[1]), correlations):
                 magnitude = k.abs()
                 grad_d += grad_r @ magnitude
                 grad_k = outer * k.sign()
-                _taps_view(grad_v, here).add_((grad_k @ _taps(v, there)).view_as(_taps_view(v, here)))
+                _taps_view(grad_v, here).add_((grad_k @ taps(v, there)).view_as(_taps_view(v, here)))
                 if here != there:  # K[0] is symmetric: the product above already is the gradient of both its factors
                     grad_d += magnitude @ grad_r
-                    _taps_view(grad_v, there).add_((grad_k.T @ _taps(v, here)).view_as(_taps_view(v, there)))
+                    _taps_view(grad_v, there).add_((grad_k.T @ taps(v, here)).view_as(_taps_view(v, there)))
         # n needs no gradient, as the result does not depend on it
         return (grad_v / n.view(-1, 1, 1, 1)).permute(0, 3, 1, 2), grad_d * d
 
@@ -101,8 +101,8 @@ def _channels_last(weight: Tensor, n: Tensor) -> Tensor:
     return (weight / n.view(-1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
 
 
-def _half_shifts(k: int):
-    """Pairs of (rows, columns) slices that overlap under the shifts (0,0) and one of each pair s, -s."""
+def half_shifts(k: int):
+    """For a k x k kernel against itself: pairs of (rows, columns) slices that overlap under the shifts (0,0) and one of each pair s, -s."""
     for dy in range(k):
         for dx in range(-k + 1 if dy else 0, k):
             yield ((slice(0, k - dy), slice(max(0, -dx), k - max(0, dx))),
@@ -113,7 +113,8 @@ def _taps_view(v: Tensor, region) -> Tensor:
     return v[:, region[0], region[1]]
 
 
-def _taps(v: Tensor, region) -> Tensor:
+def taps(v: Tensor, region) -> Tensor:
+    """The taps of a kernel [C, k, k, Cin] in one of the regions of `half_shifts`, [C, taps * Cin]."""
     return _taps_view(v, region).reshape(v.shape[0], -1)
 
 

@@ -99,14 +99,15 @@ def certify(args: argparse.Namespace) -> None:
     network = load_network(args.backbone, args.weights, device=device)
     origin = records.origin(args.backbone, args.weights)
     results = []
-    for path in args.bin:
+    for folder, path in zip(folders, args.bin):
         pair_set = verification.read_bin(path)
+        source = {**origin, "bin": pair_set.name, "bin_sha256": sha256(path)}
+        records.refuse_another_subject(folder, source)
         result = records.certify(network, pair_set, args.protocol, args.far, args.tau, args.eps_u, args.eps,
                                  device=device, batch_size=args.batch_size, num_workers=args.num_workers,
                                  progress=pair_set.name)
-        result.summary.update(bin=pair_set.name, bin_sha256=sha256(path), **origin)
-        results.append(result)
-    results = [robustness.keep_attacks(folder, result) for folder, result in zip(folders, results)]
+        result.summary.update(source)
+        results.append(robustness.keep_attacks(folder, result))
     for folder, result in zip(folders, results):
         records.write_records(folder, result)
     print(tables.render(tables.table1(result.summary for result in results)))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from eval import published, toy
-from eval.plots import COLOURS, LINES, MARKERS, PathLike, save_figure
+from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, save_figure
 from utils import InputError
 from utils.utils_logging import TrainingLog
 
@@ -121,9 +121,8 @@ def write_toy_figures(folder: PathLike, out: PathLike) -> list[Path]:
 
 
 def _finish(figure: Figure, x: str, legends: list[Axes]) -> None:
+    finish(figure, figure.axes, legend=False)
     for axes in figure.axes:
-        axes.set(xlabel=x, xlim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
+        axes.set_xlabel(x)
     for axes in legends:
         axes.legend(fontsize="small")

@@ -81,7 +81,7 @@ def plot_certified_accuracy(results: Mapping[str, Records], out_png: PathLike, t
             if len(radius):
                 axes.plot(*_share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], label=name,
                           drawstyle="steps-post")
-    _finish(figure, panels.values(), len(results) > 1)
+    finish(figure, panels.values(), len(results) > 1)
     save_figure(figure, out_png)
 
 
@@ -109,7 +109,7 @@ def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> 
             points = sorted((float(column.rsplit("_", 1)[1]), 100 * rows.mean()) for column, rows in robust.items())
             if points:
                 axes.plot(*zip(*points), MARKERS[number], **style)
-    _finish(figure, panels.values(), True)
+    finish(figure, panels.values(), True)
     save_figure(figure, out_png)
 
 
@@ -138,7 +138,7 @@ def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = 
         axes.plot(max(far[here], floor), 100 * tar[here], "o", color=colour)
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), xlabel="FAR (worst case under attack)",
              ylabel="TAR (certified under attack) [%]", title=title)
-    _finish(figure, [axes], True, zero=False)
+    finish(figure, [axes], True, zero=False)
     save_figure(figure, out_png)
 
 
@@ -154,7 +154,7 @@ def plot_radius_histograms(found: Records, out_png: PathLike, title: str = "") -
         axes.axvline(median, color="black", linestyle="--", label=f"median: {median:.3f}")
         axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right", fontsize="small")
-    _finish(figure, panels.values(), False)
+    finish(figure, panels.values(), False)
     save_figure(figure, out_png)
 
 
@@ -174,7 +174,7 @@ def plot_feature_norms(results: Mapping[str, Records], out_png: PathLike, title:
                   label=f"{name}{', ' if name else ''}mean {norm.mean():.3f}")
     axes.set(xscale="log" if wide else "linear", xlabel=r"feature norm $\|f(x)\|$", ylabel="number of images",
              title=title)
-    _finish(figure, [axes], True, zero=not wide)
+    finish(figure, [axes], True, zero=not wide)
     save_figure(figure, out_png)
 
 
@@ -210,7 +210,7 @@ def plot_tightness(found: Records, out_png: PathLike, title: str = "") -> None:
     axes.axvline(1, color="black", linewidth=1, label="certificate")
     axes.set(xscale="log" if wide else "linear", ylim=(0, 1.4 * axes.get_ylim()[1]), title=title,
              ylabel="number of decisions", xlabel="smallest successful perturbation / certified radius")
-    _finish(figure, [axes], True, zero=False)
+    finish(figure, [axes], True, zero=False)
     save_figure(figure, out_png)
 
 
@@ -282,7 +282,8 @@ def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     return figure, panels
 
 
-def _finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = True) -> None:
+def finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = True) -> None:
+    """What all figures share: a grid behind the curves, a horizontal axis from 0 (`zero`), a legend in the first panel."""
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
@@ -309,5 +310,5 @@ def _scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, ou
         axes.plot(radius[~done], np.full((~done).sum(), high / 1.1), "^", **style)
     axes.set(xscale="log", yscale="log", ylim=(low, high), title=title, xlabel=f"certified radius ({UNIT})",
              ylabel=f"{label} ({UNIT})")
-    _finish(figure, [axes], True, zero=False)
+    finish(figure, [axes], True, zero=False)
     save_figure(figure, out_png)

@@ -26,8 +26,8 @@ _COLUMNS = {
 _CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
 _RADII = {"radius", "radius_u"}
 _NONE = pd.Series(dtype=float)
-SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
-_ORIGIN = (*SUBJECT, "protocol", "far_target", "tau", "code_sha256")
+_SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
+_ORIGIN = (*_SUBJECT, "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
 _CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
          *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "subject", "verification")))
@@ -215,19 +215,25 @@ def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any
     return {file.parent: _read_summary(file) for file in files}
 
 
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value of a summary has its type: text, a number or None, or such numbers by budget."""
+    if key in ("bin", "protocol"):
+        return isinstance(value, str)
+    if key.startswith("cra_"):
+        return isinstance(value, dict) and all(isinstance(share, (int, float, type(None))) for share in value.values())
+    return isinstance(value, (int, float, type(None)))
+
+
 def _read_summary(file: Path) -> dict[str, Any]:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {error}") from None
-    found = set(summary) if isinstance(summary, dict) else set()
-    if missing := sorted({"bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED} - found):
+    required = ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED)
+    if missing := sorted(set(required) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{file}: not a summary: {', '.join(missing)} missing")
-    texts, tables = ("bin", "protocol"), _CERTIFIED[:3]
-    for key in ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED):
-        kinds = str if key in texts else dict if key in tables else (int, float, type(None))
-        values = summary[key].values() if key in tables and isinstance(summary[key], dict) else ()
-        if not isinstance(summary[key], kinds) or not all(isinstance(value, (int, float, type(None))) for value in values):
+    for key in required:
+        if not _fits(key, summary[key]):
             raise InputError(f"{file}: not a summary: {key} is {str(summary[key])[:60]}")
     return summary
 
@@ -242,6 +248,12 @@ def refuse_others(folder: "str | os.PathLike[str]", summary: Mapping[str, Any], 
     for key, found in fingerprint(summary).items():
         if asked.get(key) not in (None, found):
             raise InputError(f"{Path(folder) / SUMMARY}: these results have {key} {found}, expected {asked[key]}")
+
+
+def refuse_another_subject(folder: "str | os.PathLike[str]", asked: Mapping[str, Any]) -> None:
+    """Raise InputError where a folder has results of another network or .bin than is asked for, whatever their settings."""
+    if (Path(folder) / SUMMARY).is_file():
+        refuse_others(folder, _read_summary(Path(folder) / SUMMARY), {key: asked[key] for key in _SUBJECT})
 
 
 def read_records(folder: "str | os.PathLike[str]", certified: bool = True) -> Records:

@@ -164,8 +164,7 @@ def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: st
     robust = samples.groupby("row")["right"].all()
     result = _run(subject, attack, kind, kind, chosen, settings, journal, robust, f"{name} {kind.upper()}")
     success = result["success"].astype(bool)
-    norm = result["norm"].where(success, math.inf).reindex(samples.index, fill_value=0.)
-    norm = norm.where(samples["right"], 0.)
+    norm = result["norm"].where(success, math.inf).reindex(samples.index).where(samples["right"], 0.)
     _set(table, f"norm_{name}", norm.groupby(samples["row"]).min(), float)
     if attack.published and kind != "u":
         left = chosen["side"] == 0
@@ -200,8 +199,7 @@ def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, sample
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])
             bar.update(len(rows))
             bar.set_postfix_str(f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
-        rows = journal.run(stage, samples, work, subject.batch_size, show,
-                           whole_batches=attack.published)
+        rows = journal.run(stage, samples, work, subject.batch_size, show, whole_batches=attack.published)
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 
@@ -221,13 +219,12 @@ def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radi
 def keep_attacks(folder: Path, fresh: Records) -> Records:
     """A fresh certification with what attacks have found about the same decisions in a results folder.
 
-    Raises InputError where the folder has results of another network or .bin, or attacks or an audit of a setting that
-    is not that of `fresh`: these would be lost.
+    The folder has results of the same network and .bin, if any (`records.refuse_another_subject`). Raises InputError
+    where it has attacks or an audit of a setting that is not that of `fresh`: these would be lost.
     """
     if not (folder / records.SUMMARY).is_file():
         return fresh
     found = records.read_records(folder)
-    records.refuse_others(folder, found.summary, {key: fresh.summary[key] for key in records.SUBJECT})
     attacked = found.summary.get("attacks", {})
     if not attacked and not (folder / records.AUDIT).exists():
         return fresh

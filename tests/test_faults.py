@@ -26,6 +26,7 @@ from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError
 from utils import utils_checkpoint as checkpoint
 from utils.utils_callbacks import CallBackLogging
+from utils.utils_config import override
 from utils.utils_files import atomic_write
 from utils.utils_guard import StepGuard, poisoned
 from utils.utils_image import encode_image
@@ -394,7 +395,7 @@ def _in_group(number, tasks) -> dict:
             found[name] = f"{type(error).__name__}: {error}"
     try:
         with process_group("cpu", timeout=30) as device:
-            settings = train.override(config, [*SETTINGS, *tasks["arguments"]])
+            settings = override(config, [*SETTINGS, *tasks["arguments"]])
             note("training", lambda: train.train(settings, device))
             bad = InputError("a.rec: key 7: damaged") if number else 2
             note("bad data", lambda: list(in_lockstep(Batches([1, bad]), StopSignals(), 0)))

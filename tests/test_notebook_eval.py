@@ -2,25 +2,15 @@
 import json
 
 import nbformat
-import pytest
-import torch
 from conftest import ROOT
-from nbclient import NotebookClient
+from notebooks import execute, outputs, read
 from small_world import faces, write_bin
 
-NOTEBOOK = ROOT / "CertRobFR_eval.ipynb"
+NAME = "CertRobFR_eval"
 
 
-@pytest.fixture
-def notebook():
-    return nbformat.read(NOTEBOOK, 4)
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def test_it_is_committed_executed(notebook):
+def test_it_is_committed_executed():
+    notebook = read(NAME)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -28,19 +18,15 @@ def test_it_is_committed_executed(notebook):
     assert not [output for output in outputs(notebook) if output.output_type == "error"]
     assert all(len(line) <= 132 for cell in code for line in cell.source.splitlines())
     text = json.dumps(notebook)
-    assert str(ROOT) not in text and NOTEBOOK.stat().st_size < 2_000_000
+    assert str(ROOT) not in text and (ROOT / f"{NAME}.ipynb").stat().st_size < 2_000_000
 
 
-def test_it_runs_on_a_small_setting(notebook, tmp_path, monkeypatch):
+def test_it_runs_on_a_small_setting(tmp_path, monkeypatch):
     write_bin(tmp_path / "faces.bin", faces(112))
     settings = {"models": {"tiny": {"backbone": "sllnet_small", "weights": "run/model_final.pt"}}, "bins": ["faces.bin"], "far": 0.2,
                 "limit": 1, "steps": {"pgd": 1, "cw": 1}, "out": "out", "device": "cpu",
                 "train": ["rec=synthetic", "num_image=32", "batch_size=16", "num_epoch=1", "device=cpu", "num_workers=0", "xi=1.0"]}
-    monkeypatch.setenv("CERTROBFR_EVAL", json.dumps(settings))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    execute(NAME, tmp_path, monkeypatch, "CERTROBFR_EVAL", settings)
     for protocol in ("strict", "paper"):
         summary = json.loads((tmp_path / "out" / protocol / "tiny" / "summary.json").read_text())
         assert summary["protocol"] == protocol and {"pgd", "cw"} == set(summary["attacks"])

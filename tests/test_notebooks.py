@@ -3,24 +3,16 @@ import json
 import re
 
 import nbformat
+import notebooks
 import pytest
-import torch
 from conftest import ROOT
-from nbclient import NotebookClient
+from notebooks import outputs, read
 
 from utils.utils_logging import read_training_log
 
 PICTURES = {"CertRobFR_toyexamples": 5, "CertRobFR_train": 1, "CertRobFR_imagecls": 1}
 SMALL = ["rec=synthetic", "num_classes=8", "num_image=64", "backbone=sllnet_small", "batch_size=16", "num_epoch=1", "frequent=1",
          "device=cpu", "num_workers=0", "verbose=100"]
-
-
-def read(name):
-    return nbformat.read(ROOT / f"{name}.ipynb", 4)
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -40,15 +32,7 @@ def test_it_is_committed_executed(name):
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    def execute(name, variable, settings):
-        notebook = read(name)
-        monkeypatch.setenv(variable, json.dumps(settings))
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-        assert not [output for output in outputs(notebook) if output.output_type == "error"]
-        return notebook
-    return execute
+    return lambda name, variable, settings: notebooks.execute(name, tmp_path, monkeypatch, variable, settings)
 
 
 def test_toyexamples_on_a_small_setting(execute, tmp_path):

@@ -1,8 +1,10 @@
-"""Settings given as `key=value`, read as literals and checked against the type of what they replace."""
+"""Settings given as `key=value`, read as literals and checked against the type of what they replace, and against their range."""
 import ast
 import copy
 import difflib
-from typing import Any, Sequence
+import math
+import sys
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from easydict import EasyDict
 
@@ -55,3 +57,41 @@ def _typed(key: str, text: str, default: Any) -> Any:
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise InputError(f"setting {key}={' '.join(text[:60].split())}: expected {kind.__name__}, found {type(value).__name__}")
+
+
+def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict, usage: str, arguments: Optional[Sequence[str]] = None) -> int:
+    """The command line of a script: `work` with `config` and its `key=value` arguments (None: the process's own), or `usage` for --help.
+
+    Returns the exit status: 0, or 2 after one line headed by `name` where `work` raises InputError or OSError.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(usage)
+        return 0
+    try:
+        work(override(config, arguments))
+    except (InputError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_least(cfg: EasyDict, least: Mapping[str, int], bits: Optional[int] = None) -> None:
+    """Raise InputError, naming the setting, unless each one is None or at least that number; with `bits`, also below 2**bits."""
+    for key, bound in least.items():
+        if cfg[key] is not None and not bound <= cfg[key] < (2**bits if bits else math.inf):
+            raise InputError(f"setting {key}={cfg[key]}: expected at least {bound}" + (f", and less than 2**{bits}" if bits else ""))
+
+
+def check_not_negative(cfg: EasyDict, *keys: str) -> None:
+    """Raise InputError, naming the setting, unless each one is finite and not negative."""
+    for key in keys:
+        if not 0 <= cfg[key] < math.inf:
+            raise InputError(f"setting {key}={cfg[key]}: expected a finite number that is not negative")
+
+
+def check_choices(cfg: EasyDict, **allowed: Sequence[str]) -> None:
+    """Raise InputError, naming the setting, unless each one is among the allowed words."""
+    for key, words in allowed.items():
+        if cfg[key] not in words:
+            raise InputError(f"setting {key}={cfg[key]}: expected one of {', '.join(words)}")

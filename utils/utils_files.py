@@ -57,10 +57,15 @@ def _umask() -> int:
     return mask
 
 
-def require_file(path: "str | os.PathLike[str]") -> None:
-    """Raise OSError where there is nothing, and InputError where there is something that is no regular file: a pipe would never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+def require_file(path: "str | os.PathLike[str]") -> int:
+    """The size of a regular file in bytes.
+
+    Raises OSError where there is nothing, and InputError where there is something else: a pipe would never end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: not a regular file")
+    return status.st_size
 
 
 def sha256(path: "str | os.PathLike[str]") -> str:

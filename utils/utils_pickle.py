@@ -9,13 +9,13 @@ import codecs
 import os
 import pickle
 import re
-import stat
 import struct
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from utils import InputError
+from utils.utils_files import require_file
 
 MAX_OPCODES = 2_000_000  # bounds time, and memory (about 100 bytes an object), for files made of tiny objects
 _EXPANSION = 2  # bytes that calls may make, in file sizes: no pickler needs more than text -> bytes -> array
@@ -37,11 +37,9 @@ def load_plain(path: "str | os.PathLike[str]") -> Any:
     are bounded by the size of the file. Raises OSError where it cannot be read and InputError, naming the file and the
     byte, for anything else.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a regular file")
+    size = require_file(path)
     with open(path, "rb") as file:
-        return PlainUnpickler(file, status.st_size, str(path)).load()
+        return PlainUnpickler(file, size, str(path)).load()
 
 
 class Refused(Exception):

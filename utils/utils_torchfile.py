@@ -28,8 +28,7 @@ def check(path: "str | os.PathLike[str]", whole: bool = False) -> None:
     whole: also read everything and compare it with the checksums in the file, which torch does not. Raises OSError where the file
     cannot be read.
     """
-    require_file(path)
-    size = os.path.getsize(path)
+    size = require_file(path)
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY))
         file.seek(0)
