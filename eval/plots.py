@@ -229,7 +229,7 @@ def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Te
         for axes, image in zip(figure.axes[place::4], images.detach().cpu()):
             axes.imshow((image + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
             axes.set(xticks=[], yticks=[])
-    save_figure(figure, out_png)  # in all colours: a palette would change pixels by as much as an attack does
+    save_figure(figure, out_png, colours=256)
 
 
 def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) -> None:
