@@ -17,18 +17,21 @@ def folder_of(protocol: str, far: float) -> str:
     return f"{protocol}_far{far:g}"
 
 
-def write(output: Path, models: Mapping[str, str], bins: Sequence[str], fars: Sequence[float]) -> None:
-    """Write tables.md and figures/ of the runs `models` (folder in `output` to name of the row; of equal names, means are taken)."""
+def write(output: Path, models: Mapping[str, str], bins: Sequence[str], evaluations: Sequence[tuple[str, float]]) -> None:
+    """Write tables.md and figures/ of the runs `models` (folder in `output` to name of the row; of equal names, means are taken).
+
+    evaluations: (protocol, FAR) of the results on each .bin file; audits are of the first one, and figures show it.
+    """
     parts = ["# Ablation", "Means over seeds, with their range in brackets where there are several. The published rows are the paper's, on "
              "all of LFW at FAR 1e-3, of a network of 24 million parameters trained on MS1MV3.", "## Training",
              tables.render(training(output, models), "markdown")]
     for name in bins:
-        for far in fars:
-            for protocol in ("strict", "paper"):
-                parts += evaluated(output, models, name, protocol, far)
-        if audits := audited(output, models, name, folder_of("strict", fars[0])):
+        for protocol, far in evaluations:
+            parts += evaluated(output, models, name, protocol, far)
+        first = folder_of(*evaluations[0])
+        if audits := audited(output, models, name, first):
             parts += [f"## {name}: soundness audit", tables.render(pd.DataFrame(audits), "markdown")]
-        figures(output, models, name, fars[0])
+        figures(output, models, name, first)
     with atomic_write(output / TABLES) as file:
         file.write("\n\n".join(parts) + "\n")
 
@@ -105,12 +108,12 @@ def _number(value: "float | None") -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def figures(output: Path, models: Mapping[str, str], name: str, far: float) -> None:
-    """Comparisons over the first run of each model, and the figures of each run, of one .bin file under the strict protocol."""
+def figures(output: Path, models: Mapping[str, str], name: str, results: str) -> None:
+    """Comparisons over the first run of each model, and the figures of each run, of one results folder of one .bin file."""
     folder = output / FIGURES
     first = {model: run for run, model in reversed(models.items())}
     first = {models[run]: run for run in models if first[models[run]] == run}
-    found = {model: records.read_records(output / run / name / folder_of("strict", far), certified=False) for model, run in first.items()}
+    found = {model: records.read_records(output / run / name / results, certified=False) for model, run in first.items()}
     plots.write_comparison(found, folder / name)
     for model, run in first.items():
         plots.write_plots(found[model], folder / name, f"{run}_")

@@ -10,7 +10,7 @@ import ablation
 import backbones
 from eval import audit, tables
 
-SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "limit=4", "cw_limit=2", "audit_limit=2",
+SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4", "cw_limit=2", "audit_limit=2",
             "audit_steps=3", "device=cpu"]
 
 
@@ -57,6 +57,7 @@ def test_from_faces_to_tables_and_nothing_twice(faces, monkeypatch):
     assert certified[0]["TAR"] == f"{sum(tars) / 2:.2f} [{min(tars):.2f}, {max(tars):.2f}]"
     assert [row["Model"] for row in rows_of(report, "### Under PGD")[:3]] == ["SLL, xi = 1", "SLL, LLN", "unconstrained"]
     assert rows_of(report, "### Under C&W")[0]["Limit"] == "2"
+    assert "### Under" not in report.split("FAR 0.8", 1)[1].split("## some: soundness")[0]
     audits = rows_of(report, "soundness audit")
     assert [row["Run"] for row in audits] == ["xi1", "xi1_again", "lln"] and {row["violations"] for row in audits} == {"0"}
     assert {row["seed"] for row in map(json.loads, (path.read_text() for path in faces.glob("out/xi1*/some/*/summary.json")))} == {0, 1}
