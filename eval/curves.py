@@ -5,7 +5,7 @@ from typing import Mapping, Optional, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from eval import published, toy
 from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, save_figure
@@ -48,6 +48,8 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
         norm.axhline(norm_line, color="black", linestyle="--", linewidth=1, label=f"norm {norm_line:g}")
     norm.set(ylabel=r"mean feature norm $\|f(x)\|$", ylim=(0, None))
     _finish(figure, "optimiser step", [accuracy, norm] if targets else [norm])
+    for axes in figure.axes:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k: the steps of long runs would run into each other
     figure.suptitle(title)
     save_figure(figure, out_png)
 
