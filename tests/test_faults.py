@@ -298,6 +298,14 @@ def test_a_bad_record_is_an_error_by_default_and_names_itself(tmp_path, capsys):
     assert states(tmp_path / "out"), "what was learned before is saved"
 
 
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_to_go_on_from(tmp_path, capsys):
+    every_key = tuple(range(1, 49))
+    faces = write_faces(tmp_path, bad=every_key[16:])  # the size of the images is that of the first ones
+    assert run(faces, tmp_path / "out") == 2 and not states(tmp_path / "out")
+    assert "stopped after step 0" in log(tmp_path / "out") and "resume=auto" not in log(tmp_path / "out").split("stopped after")[1]
+    assert run(write_faces(tmp_path), tmp_path / "out") == 0, "the same command, with the data mended"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_record_costs_itself_alone_when_it_is_to_be_skipped(tmp_path, workers):
     faces = write_faces(tmp_path, bad=(1, 17, 18, 48))
