@@ -1,7 +1,7 @@
 # make test    run the tests
 # make demo    train a small 1-Lipschitz network on synthetic faces with two CPU processes, certify it, plot
 # make ablation DATA=FOLDER   the paper's tables on the faces of a folder (train.rec, train.idx, *.bin); two hours on 2 cores
-# make bench   speed next to plain implementations
+# make bench   speed and memory next to plain implementations; BENCH="--weights W --bin B" adds the attack, see --help
 # make check-gpu   the first minute on a machine with GPUs
 # make clean   remove what the demo made
 PYTHON ?= python3
@@ -26,7 +26,7 @@ ablation: install
 	$(RUN) ablation.py data=$(DATA)
 
 bench: install
-	$(RUN) tests/benchmarks/run.py
+	$(RUN) tests/benchmarks/run.py $(BENCH)
 
 check-gpu: install
 	$(RUN) tests/benchmarks/check_gpu.py
