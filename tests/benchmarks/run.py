@@ -122,8 +122,8 @@ def training_rows(quick: bool) -> list[dict]:
         step(ours, images)
         plain_step(theirs, images)
         difference = max(differences(ours, theirs))
-        print(f"largest relative difference of a gradient: {difference:.1e}", flush=True)
-        assert difference <= 1e-5, "the two do not agree"
+        rows.append(row(f"training step, batch {batch}: gradients differ by", "t by padded convolution", difference, None, "relative",
+                        "at most 1e-5 relative", difference))
         seconds = alternate(lambda: step(ours, images), lambda: plain_step(theirs, images), 1 if quick else 3)
         rows.append(row(f"training step, batch {batch}", "t by padded convolution", *seconds, "s", f"at least {target}"))
     seconds = alternate(lambda: step(ours, images), lambda: plain_step(constant, images), 1 if quick else 3)
