@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from eval import published, toy
-from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, save_figure
+from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, literal, save_figure
 from utils import InputError
 from utils.utils_logging import TrainingLog
 
+MAX_TARGETS = 20  # verification sets that a legend has room for
 LLN_NORM = 13.07  # the dashed line of Fig. 4
 TOY_TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 CLASS_COLOURS = (*COLOURS, "#F0E442", "#8C564B", "#999999")
@@ -33,6 +34,8 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
     targets = list(dict.fromkeys(verification["target"]))
     if target is not None and target not in targets:
         raise InputError(f"the log verifies on {', '.join(targets) or 'nothing'}, not on {target}")
+    if target is None and len(targets) > MAX_TARGETS:
+        raise InputError(f"the log verifies on {len(targets)} sets, expected at most {MAX_TARGETS}: --target chooses one")
     figure = Figure(figsize=(9.8, 3.3), layout="constrained")
     loss, accuracy, norm = figure.subplots(1, 3)
     loss.plot(steps["step"], steps["loss"], color=COLOURS[0], linewidth=1)
@@ -40,7 +43,7 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
     norm.plot(steps["step"], steps["feature_norm"], color=COLOURS[0], linewidth=1, label="training batches")
     for number, name in enumerate([target] if target else targets):
         rows = verification[verification["target"] == name]
-        style = {"color": COLOURS[1 + number % 6], "linestyle": LINES[1 + number % 3], "marker": ".", "label": name}
+        style = {"color": COLOURS[1 + number % 6], "linestyle": LINES[1 + number % 3], "marker": ".", "label": literal(name)}
         accuracy.plot(rows["step"], 100 * rows["accuracy"], **style)
         norm.plot(rows["step"], rows["xnorm"], **style)
     accuracy.set(ylabel="verification accuracy [%]")
@@ -120,7 +123,7 @@ def write_toy_figures(folder: PathLike, out: PathLike) -> list[Path]:
     paths = []
     for dataset, results in toy.read_results(folder).groupby("dataset"):
         sizes = sorted(set(zip(results["num_image"], results["batch_size"])))
-        of = TOY_TITLES.get(dataset, dataset)
+        of = TOY_TITLES.get(dataset, literal(dataset))
         counts = " and ".join(f"{images:,} training images, batch {batch}" for images, batch in sizes)
         paths.append(Path(out) / f"fig2_{dataset}.png")
         plot_toy_training(results, paths[-1], f"{of}: {counts}")
@@ -129,7 +132,7 @@ def write_toy_figures(folder: PathLike, out: PathLike) -> list[Path]:
         for path in projections[:1]:
             if path.is_file():
                 paths.append(Path(out) / f"fig1b_{dataset}.png")
-                plot_projections(pd.read_csv(path), paths[-1], f"{of}: test images, SLL network with xi = 0",
+                plot_projections(toy.read_projections(path), paths[-1], f"{of}: test images, SLL network with xi = 0",
                                  CIFAR10_CLASSES if dataset == "cifar10" else ())
     return paths
 

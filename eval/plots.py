@@ -69,7 +69,12 @@ def write_comparison(results: Mapping[str, Records], folder: PathLike) -> list[P
 
 def title_of(summary: Mapping[str, Any]) -> str:
     """What a figure is about."""
-    return f"{summary['bin']}, {summary['protocol']} protocol, " + rf"$\tau$ = {summary['tau']:.3f}"
+    return f"{literal(summary['bin'])}, {literal(summary['protocol'])} protocol, " + rf"$\tau$ = {summary['tau']:.3f}"
+
+
+def literal(name: str) -> str:
+    """A name from a file for a figure: a dollar sign would begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def plot_certified_accuracy(results: Mapping[str, Records], out_png: PathLike, title: str = "") -> None:
@@ -233,10 +238,16 @@ def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Te
 
 
 def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) -> None:
-    """Write a figure as PNG, whole or not at all; with `colours` by a palette, as noise would make a large file."""
+    """Write a figure as PNG, whole or not at all; with `colours` by a palette, as noise would make a large file.
+
+    Raises InputError where a title is a formula that is none, or a value too large to be drawn.
+    """
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
-    canvas.draw()
+    try:
+        canvas.draw()
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: cannot be drawn: {error}") from error
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with atomic_write(path, "wb") as file:
         (image.quantize(colours) if colours else image).save(file, format="png")

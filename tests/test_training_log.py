@@ -8,7 +8,7 @@ from test_plots import assert_is_figure, drawn  # noqa: F401
 import eval.__main__ as command_line
 from eval import curves
 from eval.curves import plot_training_log
-from utils import InputError
+from utils import InputError, utils_logging
 from utils.utils_logging import read_training_log, speed_line
 
 STAMP = "Training: 2024-02-02 12:33:23,502-"
@@ -107,6 +107,43 @@ def test_a_restart_that_verifies_before_its_first_loss(read):
     text = speed(20, 1) + verification(20) + speed(40, 1) + verification(40) + verification(30) + speed(40, 2) + verification(40)
     steps, verified = read(text)
     assert steps[["step", "loss"]].values.tolist() == [[20, 1], [40, 2]] and verified["step"].tolist() == [20, 30, 40]
+
+
+@pytest.mark.parametrize("number", ["9" * 19, "9" * 5000])
+def test_lines_with_steps_and_epochs_that_are_none_are_passed_over(read, number):
+    whole = speed(20) + verification(20)
+    others = [speed(40).replace("Step: 40", f"Step: {number}"), speed(40).replace("Epoch: 0", f"Epoch: {number}"),
+              verification(40).replace("40", number)]
+    log = read(whole + "".join(others))
+    assert log.steps["step"].tolist() == [20] and log.verification["step"].tolist() == [20]
+
+
+def test_the_work_grows_with_the_size_of_a_log_alone():
+    """Each start of a line looks no further than its own line can reach; a run that starts anew takes back its last rows alone."""
+    start = b"-Speed 1 samples/sec Loss 1 LearningRate 1 Epoch: 1 Global Step: 1 "
+    assert utils_logging._LINE.search(start + b"x" * 120 + b"Feat Norm 1.0000  Reg Loss 1.0000")
+    assert not utils_logging._LINE.search(start + b"x" * 121 + b"Feat Norm 1.0000  Reg Loss 1.0000")
+    rows, looked_at = {step: {} for step in range(1000)}, []
+    utils_logging._remove_from(rows, 998, lambda step: looked_at.append(step) or step)
+    assert list(rows) == list(range(998)) and looked_at == [999, 998, 997]
+
+
+def test_logs_beyond_all_size_are_refused(read, monkeypatch):
+    monkeypatch.setattr(utils_logging, "MAX_ROWS", 3)
+    with pytest.raises(InputError, match="more than 3 lines"):
+        read("".join(map(speed, range(1, 5))))
+    monkeypatch.setattr(utils_logging, "MAX_LOG", 10)
+    with pytest.raises(InputError, match="training.log: .* bytes, expected at most 10"):
+        read(speed(1))
+
+
+def test_names_that_are_formulas_and_too_many_of_them(read, tmp_path):
+    plot_training_log(read(speed(20) + verification(20, r"$\frac{$")), tmp_path / "a.png")
+    assert_is_figure(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png: cannot be drawn"):
+        plot_training_log(read(speed(20)), tmp_path / "a.png", title=r"$\frac{$")
+    with pytest.raises(InputError, match="verifies on 21 sets"):
+        plot_training_log(read(speed(20) + "".join(verification(20, f"t{number}") for number in range(21))), tmp_path / "a.png")
 
 
 def test_logs_without_lines_and_files_that_are_none(read, tmp_path):

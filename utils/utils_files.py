@@ -69,6 +69,15 @@ def require_file(path: "str | os.PathLike[str]") -> int:
     return status.st_size
 
 
+def read_file(path: "str | os.PathLike[str]", most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises as `require_file`, and InputError for a longer one."""
+    size = require_file(path)
+    if size > most:
+        raise InputError(f"{path}: {size} bytes, expected at most {most}")
+    with open(path, "rb") as file:
+        return file.read(most)
+
+
 def sha256(path: "str | os.PathLike[str]") -> str:
     """The SHA-256 of a file's content, as 64 hexadecimal digits. Raises as `require_file`."""
     require_file(path)

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple, Optional
+from typing import Any, Callable, Iterable, NamedTuple, Optional
 
 import pandas as pd
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils import InputError
 from utils.utils_distributed import rank, world_size
+from utils.utils_files import read_file
 
 
 def init_logging(output: "str | Path") -> logging.Logger:
@@ -103,12 +104,19 @@ class TrainingLog(NamedTuple):
     verification: pd.DataFrame
 
 
+MAX_LOG = 2**27  # bytes; the published logs have three million
+MAX_ROWS = 2**19  # of all tables together, some hundred bytes each
+
+# every part is of bounded length or ends at a character that it cannot hold, so that the time is that of the file's size
 _NUMBER = r"(nan|-?inf|-?\d+(?:\.\d+)?)"
-_SPEED = re.compile(rf"-Speed {_NUMBER} samples/sec +Loss {_NUMBER} +LearningRate {_NUMBER} +Epoch: (\d+) +Global Step: (\d+) .*"
-                    r"Feat Norm (nan|inf|\d+\.\d{4}) +Reg Loss (nan|-?inf|-?\d+\.\d{4})")  # all decimals: a torn number is none
-_VERIFIED = re.compile(r"-\[([^\[\]]+)\]\[(\d+)\](?:XNorm: (?P<xnorm>nan|inf|\d+\.\d{6})"
-                       r"|Accuracy-Flip: (?P<accuracy>nan|\d\.\d{5})\+-(?P<accuracy_std>nan|\d\.\d{5})"
-                       r"|Accuracy-Highest: (?P<highest>nan|\d\.\d{5}))")
+_LINE = re.compile((
+    rf"-(?:Speed {_NUMBER} samples/sec +Loss {_NUMBER} +LearningRate {_NUMBER} +Epoch: (\d{{1,18}}) +Global Step: (\d{{1,18}}) .{{0,120}}?"
+    r"Feat Norm (nan|inf|\d+\.\d{4}) +Reg Loss (nan|-?inf|-?\d+\.\d{4})"  # all decimals: a torn number is none
+    r"|\[(?P<target>[^\[\]\r\n]{1,200})\]\[(?P<at>\d{1,18})\](?:XNorm: (?P<xnorm>nan|inf|\d+\.\d{6})"
+    r"|Accuracy-Flip: (?P<accuracy>nan|\d\.\d{5})\+-(?P<accuracy_std>nan|\d\.\d{5})"
+    r"|Accuracy-Highest: (?P<highest>nan|\d\.\d{5})))").encode())
+_STEP_COLUMNS = ("speed", "loss", "learning_rate", "epoch", "step", "feature_norm", "reg_loss")  # in the order of the groups above
+_MEASURED = ("xnorm", "accuracy", "accuracy_std", "highest")
 _STEP_TYPES = {"step": int, "epoch": int, "loss": float, "learning_rate": float, "speed": float, "feature_norm": float, "reg_loss": float}
 _VERIFICATION_TYPES = {"target": str, "step": int, "xnorm": float, "accuracy": float, "accuracy_std": float, "highest": float}
 
@@ -118,34 +126,40 @@ def read_training_log(path: "str | Path") -> TrainingLog:
 
     Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps of the losses, or those of the verifications,
     start anew from an earlier one, the run was resumed or begun again: what the log said from that step on is superseded. Raises
-    InputError where the file cannot be read or has no line of a training log.
+    InputError where the file cannot be read, has no line of a training log, or more than MAX_LOG bytes or MAX_ROWS rows.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = read_file(path, MAX_LOG)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    steps: dict[int, dict[str, Any]] = {}
+    steps: dict[int, dict[str, Any]] = {}  # both in the order of steps, so that what is superseded is at the end
     verified: dict[tuple[int, str], dict[str, Any]] = {}
     last = {"loss": 0, "verification": 0}  # apart: a verification may be written after the loss of a later step
-    for line in lines:
-        speed, found = _SPEED.search(line), _VERIFIED.search(line)
-        if speed is None and found is None:
-            continue
-        step, kind = (int(speed[5]), "loss") if speed else (int(found[2]), "verification")
+    for found in _LINE.finditer(text):
+        step, kind = (int(found[5]), "loss") if found["at"] is None else (int(found["at"]), "verification")
         if step < last[kind]:
-            steps = {at: row for at, row in steps.items() if at < step}
-            verified = {(at, target): row for (at, target), row in verified.items() if at < step}
+            _remove_from(steps, step, lambda at: at)
+            _remove_from(verified, step, lambda key: key[0])
             last = {each: min(at, step) for each, at in last.items()}
         last[kind] = step
-        if speed:
-            names = ("speed", "loss", "learning_rate", "epoch", "step", "feature_norm", "reg_loss")
-            steps[step] = dict(zip(names, speed.groups()))
+        if kind == "loss":
+            row = {name: float(value) for name, value in zip(_STEP_COLUMNS, found.groups())}
+            steps[step] = {**row, "step": step, "epoch": int(found[4])}
         else:
-            row = verified.setdefault((step, found[1]), {"target": found[1], "step": step})
-            row.update({name: value for name, value in found.groupdict().items() if value is not None})
-    if not steps and not verified and not any(line.lstrip().startswith("Training: ") for line in lines):
-        raise InputError(f"{path}: {len(lines)} lines, none of a training log; expected 'Training: 2024-02-02 12:33:23,502-...'")
+            target = found["target"].decode("utf-8", "replace")
+            row = verified.setdefault((step, target), {"target": target, "step": step})
+            row.update({name: float(found[name]) for name in _MEASURED if found[name] is not None})
+        if len(steps) + len(verified) > MAX_ROWS:
+            raise InputError(f"{path}: more than {MAX_ROWS} lines of a training log")
+    if not steps and not verified and not re.search(rb"^[ \t]*Training: ", text, re.MULTILINE):
+        raise InputError(f"{path}: {text.count(10)} lines, none of a training log; expected 'Training: 2024-02-02 12:33:23,502-...'")
     return TrainingLog(_typed(steps.values(), _STEP_TYPES), _typed(verified.values(), _VERIFICATION_TYPES))
+
+
+def _remove_from(rows: dict, step: int, step_of: Callable[[Any], int]) -> None:
+    """Remove the rows from `step` on, which are the last ones."""
+    while rows and step_of(next(reversed(rows))) >= step:
+        rows.popitem()
 
 
 def _typed(rows: Iterable[dict], types: dict[str, type]) -> pd.DataFrame:
