@@ -31,13 +31,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import ScaledInput, get_backbone, input_scale
+from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
 from datasets import SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
 from eval.verification import PairSet, embed_images, norms, pair_cosines, read_bin, ten_fold_accuracy
 from headers import HEADERS, get_header
 from lr_scheduler import PolynomialLRWarmup
-from utils import InputError, RunError
+from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.utils_callbacks import CallBackCheckpoint, CallBackLogging, CallBackVerification
 from utils.utils_checkpoint import load_weights
@@ -78,7 +78,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
         load_weights(network, cfg.init_weights)
     network.to(device)
     embed = ScaledInput(network, input_scale(cfg.backbone))
-    header = make_header(cfg, dataset.num_classes, embedding_size(embed, dataset.image_size, device)).to(device)
+    header = make_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
     optimizer = torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
                                   weight_decay=cfg.weight_decay, fused=device.type == "cuda")
     scheduler = PolynomialLRWarmup(optimizer, cfg.warmup_epoch * len(loader), total_steps, cfg.power)
@@ -282,18 +282,6 @@ def verify(network: nn.Module, scale: float, pairs: PairSet) -> dict[str, float]
     return dict(xnorm=xnorm, accuracy=accuracy, accuracy_std=accuracy_std, unflipped=unflipped, unflipped_std=unflipped_std)
 
 
-def embedding_size(embed: nn.Module, image_size: Sequence[int], device: torch.device) -> int:
-    """Length of the embedding of an image of that size. Raises InputError where the network is made for another size."""
-    training = embed.training
-    try:
-        with torch.no_grad():
-            return embed.eval()(torch.zeros(1, 3, *image_size, device=device)).shape[1]
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"images of {list(image_size)} do not fit the backbone: {str(error).splitlines()[0]}") from error
-    finally:
-        embed.train(training)
-
-
 def make_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
     """The header of the settings; one that draws random numbers gets the run's seed."""
     arguments = {**({"seed": cfg.seed} if cfg.header == "ecosface" else {}), **cfg.header_args}
@@ -365,7 +353,7 @@ def run(config: EasyDict, arguments: Optional[Sequence[str]] = None) -> int:
     except (Interrupted, KeyboardInterrupt):
         return STOPPED
     except RunError as error:
-        print(f"train: {error}", file=sys.stderr)
+        print(f"train: {one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -1,10 +1,11 @@
 """Every embedding network by its name."""
 import difflib
+import math
 import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from backbones.bounds import lipschitz_bound
 from utils import InputError
 from utils.utils_checkpoint import load_weights
+
+MAX_FACE = 2**18  # pixels; the largest networks here take 112 x 112, and activations have 64 channels
 
 
 class _Entry(NamedTuple):
@@ -84,6 +87,23 @@ class ScaledInput(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images * self.scale)
+
+
+@torch.no_grad()
+def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
+    """Length of the embedding of an image of (C, H, W).
+
+    Raises InputError where the network is made for another size, and where the image has more than MAX_FACE pixels.
+    """
+    if math.prod(image_size[1:]) > MAX_FACE:
+        raise InputError(f"images of {list(image_size)}: expected at most {MAX_FACE} pixels for a network")
+    weight, training = next(network.parameters()), network.training
+    try:
+        return network.eval()(torch.zeros(1, *image_size, device=weight.device, dtype=weight.dtype)).shape[1]
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"images of {list(image_size)} do not fit the backbone: {str(error).splitlines()[0]}") from error
+    finally:
+        network.train(training)
 
 
 def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",

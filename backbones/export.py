@@ -17,9 +17,9 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones import is_lipschitz, load_network
+from backbones import embedding_size, is_lipschitz, load_network
 from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
-from utils import InputError, utils_checkpoint
+from utils import InputError, one_line, utils_checkpoint
 from utils.utils_files import atomic_write
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
@@ -106,20 +106,28 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
 _WRITERS = {".ts": _write_torchscript, ".pt2": _write_program, ".onnx": _write_onnx}
 
 
+def _size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 4096):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1 to 4096")
+    return int(text)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
     parser.add_argument("--backbone", required=True, metavar="NAME")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"what to write; the ending chooses the format: {' '.join(FORMATS)}")
-    parser.add_argument("--image-size", type=int, nargs=3, default=(3, 112, 112), metavar=("C", "H", "W"))
+    parser.add_argument("--image-size", type=_size, nargs=3, default=(3, 112, 112), metavar=("C", "H", "W"))
     args = parser.parse_args(argv)
     try:
         if not is_lipschitz(args.backbone):
             raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
-        export(load_network(args.backbone, args.weights), args.out, args.image_size)
+        network = load_network(args.backbone, args.weights)
+        embedding_size(network, args.image_size)
+        export(network, args.out, args.image_size)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(args.out)
     return 0

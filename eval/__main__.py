@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from utils import InputError, RunError
+from utils import InputError, RunError, one_line
 
 ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
 
@@ -26,11 +26,11 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     args = parser.parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of libraries: nothing that a user here can act on
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
         try:
             return _run(args)
         except (InputError, RunError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
 
 
@@ -101,6 +101,7 @@ def certify(args: argparse.Namespace) -> None:
     results = []
     for folder, path in zip(folders, args.bin):
         pair_set = verification.read_bin(path)
+        verification.require_size(network, pair_set)
         source = {**origin, "bin": pair_set.name, "bin_sha256": sha256(path)}
         records.refuse_another_subject(folder, source)
         result = records.certify(network, pair_set, args.protocol, args.far, args.tau, args.eps_u, args.eps,
@@ -183,6 +184,7 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
         network = load_network(args.backbone, args.weights, device=device)
         for folder, path in zip(folders, args.bin):
             pair_set = verification.read_bin(path)
+            verification.require_size(network, pair_set)
             origin |= {"bin": pair_set.name, "bin_sha256": sha256(path)}
             yield subject.prepare(network, pair_set, folder, origin, is_lipschitz(args.backbone), args.protocol,
                                   args.far, args.tau, args.eps_u, args.eps, device=device, batch_size=args.batch_size,

@@ -32,7 +32,7 @@ class Journal:
         self._entries: list[dict[str, Any]] = []
         for path in folder.glob(self._pattern):
             settings, *entries = _lines(path) or [None]
-            self._entries += entries if settings == self._settings else []
+            self._entries += filter(_is_entry, entries) if settings == self._settings else []
         barrier()  # every rank has read what there is before one of them writes
         self._path = folder / self._pattern.replace("*", str(rank()))
         if (_lines(self._path) or [None])[0] != self._settings:
@@ -81,6 +81,15 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _is_entry(line: Any) -> bool:
+    """Whether a line is a finished batch: what is not, in a file from elsewhere, is work that was not done."""
+    if not isinstance(line, dict) or not isinstance(line.get("rows"), dict) or not isinstance(line.get("id"), list):
+        return False
+    return isinstance(line.get("stage"), str) and all(type(line.get(way)) is int for way in ("forward", "backward")) \
+        and all(type(number) is int for number in line["id"]) and len(set(line["id"])) == len(line["id"]) \
+        and all(isinstance(column, list) and len(column) == len(line["id"]) for column in line["rows"].values())
 
 
 def _frame(entry: dict[str, Any]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eval import certification, verification
+from eval import certification, schema, verification
 from eval.verification import PairSet
 from utils import InputError
 from utils.utils_files import atomic_write, read_json, sha256, write_json
@@ -22,14 +22,13 @@ PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audi
 _COLUMNS = {
     PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "norm_left", "norm_right", "accepted", "radius"},
     IMAGES: {"image", "flipped", "norm", "radius_u"}}
-_CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
 _RADII = {"radius", "radius_u"}
 _NONE = pd.Series(dtype=float)
 _SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
 _ORIGIN = (*_SUBJECT, "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
 _CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
-         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "subject", "verification")))
+         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "schema", "subject", "verification")))
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
@@ -144,7 +143,7 @@ def summarise(pairs: pd.DataFrame, images: pd.DataFrame, protocol: str, tau: flo
     reasons |= dict.fromkeys(("far", "cra_i", "med_i"), "no false pairs" if false.empty else "")
     reasons |= dict.fromkeys(("auc", "eer"), "only one kind of pairs" if one_kind else "")
     if "radius" not in pairs:
-        reasons |= dict.fromkeys(_CERTIFIED, "the network is not 1-Lipschitz: it has no certified radii")
+        reasons |= dict.fromkeys(schema.CERTIFIED, "the network is not 1-Lipschitz: it has no certified radii")
     radii = {"u": images.get("radius_u", _NONE), "d": true.get("radius", _NONE), "i": false.get("radius", _NONE)}
     return {
         "protocol": protocol, "far_target": far_target, "tau": tau, "tar": tar, "far": far,
@@ -209,27 +208,7 @@ def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any
     files = [folder / SUMMARY] if (folder / SUMMARY).is_file() else sorted(folder.glob(f"*/{SUMMARY}"))
     if not files:
         raise InputError(f"{folder}: no {SUMMARY} in it or in the folders inside it")
-    return {file.parent: _read_summary(file) for file in files}
-
-
-def _fits(key: str, value: Any) -> bool:
-    """Whether a value of a summary has its type: text, a number or None, or such numbers by budget."""
-    if key in ("bin", "protocol"):
-        return isinstance(value, str)
-    if key.startswith("cra_"):
-        return isinstance(value, dict) and all(isinstance(share, (int, float, type(None))) for share in value.values())
-    return isinstance(value, (int, float, type(None)))
-
-
-def _read_summary(file: Path) -> dict[str, Any]:
-    summary = read_json(file)
-    required = ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED)
-    if missing := sorted(set(required) - (set(summary) if isinstance(summary, dict) else set())):
-        raise InputError(f"{file}: not a summary: {', '.join(missing)} missing")
-    for key in required:
-        if not _fits(key, summary[key]):
-            raise InputError(f"{file}: not a summary: {key} is {str(summary[key])[:60]}")
-    return summary
+    return {file.parent: schema.read_summary(file) for file in files}
 
 
 def fingerprint(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +226,21 @@ def refuse_others(folder: "str | os.PathLike[str]", summary: Mapping[str, Any], 
 def refuse_another_subject(folder: "str | os.PathLike[str]", asked: Mapping[str, Any]) -> None:
     """Raise InputError where a folder has results of another network or .bin than is asked for, whatever their settings."""
     if (Path(folder) / SUMMARY).is_file():
-        refuse_others(folder, _read_summary(Path(folder) / SUMMARY), {key: asked[key] for key in _SUBJECT})
+        refuse_others(folder, schema.read_summary(Path(folder) / SUMMARY), {key: asked[key] for key in _SUBJECT})
+
+
+def refuse_other_rows(folder: "str | os.PathLike[str]", found: Records, pair_set: PairSet, protocol: str) -> None:
+    """Raise InputError unless the rows of records are those of the pairs and images of a .bin, in their order."""
+    views, pairs, images = len(flips(protocol)), len(pair_set.left), len(pair_set.images)
+    expected = {
+        PAIRS: (found.pairs, {"pair": np.arange(pairs), "same": pair_set.same, "left": pair_set.left, "right": pair_set.right}),
+        IMAGES: (found.images, {"image": np.arange(images)})}
+    for name, (table, columns) in expected.items():
+        for column, values in columns.items():
+            if not np.array_equal(table[column], np.tile(values, views)):
+                raise InputError(f"{Path(folder) / name}: column {column} is not that of {pair_set.path}")
+        if not np.array_equal(table["flipped"], np.repeat([False, True][:views], len(table) // views)):
+            raise InputError(f"{Path(folder) / name}: column flipped is not that of the {protocol} protocol")
 
 
 def read_records(folder: "str | os.PathLike[str]", certified: bool = True) -> Records:
@@ -257,14 +250,8 @@ def read_records(folder: "str | os.PathLike[str]", certified: bool = True) -> Re
     folder = Path(folder)
     tables = []
     for name, columns in _COLUMNS.items():
-        try:
-            table = pd.read_csv(folder / name, float_precision="round_trip")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder / name}: cannot be read: {error}") from None
+        table = schema.read_table(folder / name)
         if missing := sorted(columns - set(table.columns) - (set() if certified else _RADII)):
             raise InputError(f"{folder / name}: columns {', '.join(missing)} missing")
-        for column in columns & set(table.columns):
-            if not pd.api.types.is_numeric_dtype(table[column]):
-                raise InputError(f"{folder / name}: column {column} holds something else than numbers")
         tables.append(table)
-    return Records(*tables, _read_summary(folder / SUMMARY) if (folder / SUMMARY).is_file() else {})
+    return Records(*tables, schema.read_summary(folder / SUMMARY) if (folder / SUMMARY).is_file() else {})

@@ -229,6 +229,9 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
     if not attacked and not (folder / records.AUDIT).exists():
         return fresh
     records.refuse_others(folder, found.summary, records.fingerprint(fresh.summary))
+    for name, table, old in zip((records.PAIRS, records.IMAGES), fresh, found):
+        if len(table) != len(old):
+            raise InputError(f"{folder / name}: {len(old)} rows, expected {len(table)}")
     for table, old in zip(fresh, found[:2]):
         for column in old.columns.difference(table.columns):
             table[column] = old[column]
@@ -252,6 +255,9 @@ def summarise(found: Records) -> dict[str, Any]:
     for name, entry in found.summary.get("attacks", {}).items():
         for kind in OBJECTIVES:
             table = table_of(found, kind)
+            missing = sorted(_columns_of(name, entry, kind) - set(table.columns))
+            if missing or entry["minimum_norm"] != (name in MINIMUM_NORM):
+                raise InputError(f"attack {name} of the {records.SUMMARY}: the records lack {', '.join(missing) or 'its norms'}")
             era = summary[f"era_{kind}"][name] = {
                 str(eps): _era(table, name, eps) for eps in entry["eps_u" if kind == "u" else "eps"]}
             if None in era.values():
@@ -262,6 +268,14 @@ def summarise(found: Records) -> dict[str, Any]:
                 summary[f"med_attack_{kind}"][name] = median
                 reasons |= {f"med_attack_{kind}.{name}": why} if why else {}
     return {**summary, "reasons": reasons}
+
+
+def _columns_of(name: str, entry: Mapping[str, Any], kind: str) -> set[str]:
+    """The columns that an attack's entry in a summary promises."""
+    if name in MINIMUM_NORM:
+        both = entry["published"] and kind != "u"
+        return {f"norm_{name}", *((f"norm_{name}_left", f"norm_{name}_right") if both else ())}
+    return {f"robust_{name}_{eps}" for eps in entry["eps_u" if kind == "u" else "eps"]}
 
 
 def _era(table: pd.DataFrame, name: str, eps: float) -> "float | None":

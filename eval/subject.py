@@ -65,6 +65,7 @@ def prepare(network: Callable[[Tensor], Tensor], pair_set: PairSet, folder: Path
     if (folder / records.SUMMARY).is_file():
         found = records.read_records(folder, certified=lipschitz)
         records.refuse_others(folder, found.summary, asked)
+        records.refuse_other_rows(folder, found, pair_set, protocol)
     embeddings = verification.embed_images(
         network, pair_set.images, records.flips(protocol), batch_size, device, describe=pair_set.describe,
         progress=progress, num_workers=num_workers, distributed=True)

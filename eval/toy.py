@@ -1,5 +1,6 @@
 """The toy experiments of Section 3.2: what is measured on the test images, the files of a run, its results beside the published ones."""
 import os
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Union
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from eval import published
+from eval import published, schema
 from utils import InputError
 from utils.utils_files import atomic_write
 
@@ -74,13 +75,33 @@ def read_results(folder: PathLike) -> pd.DataFrame:
     paths = sorted(path for pattern in ("results.csv", "*/results.csv") for path in Path(folder).glob(pattern))
     if not paths:
         raise InputError(f"{folder}: no results.csv in it or in its folders; train_toy.py makes them")
-    tables = [pd.read_csv(path) for path in paths]
-    for path, table in zip(paths, tables):
-        missing = {*KEYS, *MEASURED} - set(table.columns)
-        if missing:
-            raise InputError(f"{path}: no column {', '.join(sorted(missing))}; not the results of a toy run")
-    results = pd.concat(tables, ignore_index=True)
+    results = pd.concat([_read(path, KEYS + MEASURED) for path in paths], ignore_index=True)
     return results.sort_values([*KEYS, "epoch"], ignore_index=True)
+
+
+def read_projections(path: PathLike) -> pd.DataFrame:
+    """What `write_projections` wrote. Raises InputError where a column is missing or a label is none of ten classes."""
+    table = _read(path, ("label", "image_1", "image_2", "feature_1", "feature_2"))
+    if not (table["label"] == table["label"].astype(int)).all() or not schema.within(table["label"], 0, 9):
+        raise InputError(f"{path}: column label holds something else than classes from 0 to 9")
+    return table
+
+
+def _read(path: PathLike, columns: "tuple[str, ...]") -> pd.DataFrame:
+    """A table of a toy run: dataset, network and protocol are words, everything else is numbers, unless it was not measured."""
+    table = schema.read_csv(Path(path))
+    if missing := set(columns) - set(table.columns):
+        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; not the results of a toy run")
+    for column in columns:
+        words = column in ("dataset", "network", "protocol")
+        values = table[column].dropna() if column in MEASURED[2:] else table[column]
+        if not (all(map(_is_word, values)) if words else schema.within(values)):
+            raise InputError(f"{path}: column {column} holds something else than {'words' if words else 'numbers'}")
+    return table
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w{1,40}", value, re.ASCII) is not None
 
 
 def label(network: str, xi: float, protocol: str = "strict") -> str:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from backbones import embedding_size
 from datasets import to_float
 from eval.certification import is_paper
-from utils import InputError
+from utils import InputError, RecordError
 from utils.utils_distributed import all_gather_interleaved, rank, world_size
 from utils.utils_image import decode_image, encode_image
 from utils.utils_pickle import load_plain
@@ -123,6 +124,16 @@ class _Decoded(Dataset):
         if image.shape != self.shape:
             return f"{self.describe(number)} is {list(image.shape)}, expected {list(self.shape)} as the first image"
         return image
+
+
+def require_size(network: nn.Module, pair_set: PairSet) -> None:
+    """Raise InputError where the first image has a size that the network is not made for, before a batch of them is decoded."""
+    try:
+        embedding_size(network, decode_image(pair_set.images[0], pair_set.describe(0)).shape)
+    except RecordError:
+        raise
+    except InputError as error:
+        raise InputError(f"{pair_set.describe(0)}: {error}") from None
 
 
 def _stack(batch: "list[Tensor | str]") -> "Tensor | str":

@@ -3,7 +3,9 @@ import ast
 import collections
 import io
 import json
+import os
 import pickle
+import re
 import resource
 import struct
 import zipfile
@@ -11,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +23,10 @@ import backbones
 import eval.__main__ as command_line
 from backbones.bounds import lipschitz_bound
 from backbones.custom_layers import SLLConv2d, SLLLinear
-from eval import records, tables
+from datasets import get_dataset
+from eval import records, tables, verification
 from small_world import Tight, Tiny, command, world  # noqa: F401
-from utils import InputError
+from utils import InputError, build_dataset, one_line
 from utils import utils_checkpoint as checkpoint
 from utils.recordio import MAGIC, IndexedRecordFile
 from utils.utils_image import decode_image
@@ -93,6 +97,57 @@ def test_archives_that_are_not_as_torch_writes_them(tmp_path, change, words):
         checkpoint.load(tmp_path / "a.pt")
 
 
+def two_directories(seen, hidden) -> bytes:
+    """A zip file in which `zipfile` finds the first archive, right before the end, and who goes by the offset in there the other."""
+    one, other = (archive[:archive.index(b"PK\1\2")] for archive in (seen, hidden))
+    entries, others = (archive[archive.index(b"PK\1\2"):archive.rindex(b"PK\5\6")] for archive in (seen, hidden))
+    missing = len(entries) - len(others)
+    assert missing >= 0 and len(other) >= len(one)
+    last = others.rindex(b"PK\1\2")  # a comment makes the directories equally long
+    others = others[:last + 32] + struct.pack("<H", missing) + others[last + 34:] + bytes(missing)
+    moved = bytearray(entries)
+    for place in (found.start() for found in re.finditer(b"PK\1\2", entries)):
+        struct.pack_into("<I", moved, place + 42, struct.unpack_from("<I", moved, place + 42)[0] + len(other) - len(one))
+    end = seen[seen.rindex(b"PK\5\6"):]
+    return other + others + one + bytes(moved) + end[:16] + struct.pack("<I", len(other)) + end[20:]
+
+
+def plain_zip(content, folder, entries) -> bytes:
+    """What torch.save would write of `content`, as a zip file of `zipfile`'s, filled up to so many entries."""
+    file, copy = io.BytesIO(), io.BytesIO()
+    torch.save(content, file)
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as other:
+        for entry in archive.infolist():
+            other.writestr(f"{folder}/{entry.filename.partition('/')[2]}", archive.read(entry))
+        for number in range(len(archive.infolist()), entries):
+            other.writestr(f"{folder}/{number}", bytes(2000))
+    return copy.getvalue()
+
+
+def test_archives_that_torch_reads_otherwise_than_zipfile_are_refused(tmp_path, monkeypatch):
+    seen, hidden = plain_zip({"a": torch.zeros(4)}, "archive", 8), plain_zip({"a": Call(bytearray, 10**9)}, "a", 8)
+    (tmp_path / "seen.pt").write_bytes(seen)
+    assert checkpoint.load(tmp_path / "seen.pt")["a"].shape == (4,)
+    (tmp_path / "both.pt").write_bytes(two_directories(seen, hidden))
+    with zipfile.ZipFile(tmp_path / "both.pt") as archive:
+        assert archive.testzip() is None and archive.namelist()[0] == "archive/data.pkl"
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    with pytest.raises(InputError, match="both.pt: a zip file, but not one of torch.save"):
+        checkpoint.load(tmp_path / "both.pt")
+
+
+@pytest.mark.parametrize("change", [
+    lambda entries: [*entries, ("archive/DATA.pkl", b"N.")], lambda entries: [*entries, ("other/x", b"")],
+    lambda entries: [*entries, ("archive/\u00e9", b"")]], ids=["names that differ in case", "two folders", "a name that is not ASCII"])
+def test_archives_with_names_that_can_be_taken_for_others(tmp_path, change):
+    checkpoint.save(tmp_path / "a.pt", {"weight": torch.zeros(3)})
+    rewritten(tmp_path / "a.pt", lambda entries: [(f"archive/{name.partition('/')[2]}", content) for name, content in entries])
+    assert checkpoint.load(tmp_path / "a.pt")["weight"].shape == (3,)
+    rewritten(tmp_path / "a.pt", change)
+    with pytest.raises(InputError, match="not one of torch.save"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
 def test_every_truncation_and_many_edits_of_checkpoints_are_refused_or_loaded(tmp_path):
     rng = np.random.default_rng(0)
     for archive in (True, False):
@@ -158,7 +213,7 @@ IMAGES = {"a PNG of 100 GB": png(2**30, 32, (b"IDAT", BOMB)), "a PNG with 100 MB
           "a PNG with a text of 100 MB": png(16, 16, (b"zTXt", b"a\0\0" + BOMB)),
           "a PNG with a profile of 100 MB": png(16, 16, (b"iCCP", b"a\0\0" + BOMB)), "a PNG without pixels": png(16, 16),
           "a BMP of 4 GB": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 2**15, 2**15, 1, 24, 0, 0, 0, 0, 0, 0),
-          "a PPM of 10 GB": b"P6 100000 100000 255\n", "a GIF": b"GIF89a" + bytes(100), "nothing": b"",
+          "a PPM of 10 GB": b"P6 100000 100000 255\n", "a PPM with a comment of 4 MB": b"P6 #" + bytes(2**22), "a GIF": b"GIF89a" + bytes(100), "nothing": b"",
           "a TIFF of 4 GB": b"II*\0" + struct.pack("<IH", 8, 3) + struct.pack("<HHII", 256, 4, 1, 2**16) * 2
           + struct.pack("<HHII", 257, 4, 1, 2**16) + bytes(4)}
 
@@ -204,6 +259,15 @@ def test_record_files(little_memory, tmp_path, rec, idx, words):
     assert "\n" not in str(error.value)
 
 
+def test_images_too_large_for_a_network_are_refused_before_a_batch_of_them_is_made(world, monkeypatch, capsys):  # noqa: F811
+    file = io.BytesIO()
+    Image.new("L", (1024, 1024)).save(file, "PNG")
+    (world / "large.bin").write_bytes(pickle.dumps(([file.getvalue(), file.getvalue() + b"."] * 5, [True, False] * 2 + [True]), 2))
+    monkeypatch.setattr(verification, "embed_images", lambda *_, **__: pytest.fail("images were embedded"))
+    assert command(world, "certify", bin="large.bin") == 2
+    assert "large.bin: image 0: images of [3, 1024, 1024]: expected at most 262144 pixels" in capsys.readouterr().err
+
+
 HOSTILE = {
     "system.bin": pickle.dumps(Call(__import__("os").system, "touch hacked"), 2), "frame.bin": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"N.",
     "deep.bin": b"\x80\x02" + b"(" * 10**6 + b".", "bytes.bin": b"\x80\x03B" + struct.pack("<I", 2**32 - 1) + b"abc.", "empty.bin": b"",
@@ -239,7 +303,10 @@ def test_summaries_that_are_none(tmp_path, capsys, text):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("key, value", [("tau", "0.3"), ("cra_u", [1]), ("cra_d", {"0.25": "all"}), ("bin", 3), ("med_u", {})])
+@pytest.mark.parametrize("key, value", [
+    ("tau", "0.3"), ("cra_u", [1]), ("cra_d", {"0.25": "all"}), ("bin", 3), ("med_u", {}), ("tau", None), ("cra_u", {"all": 1.0}), ("cra_d", {}),
+    ("tar", 10**400), ("far_target", [1]), ("bin", "\x1b[31m"), ("bin", "\ud800"), ("bin_sha256", 3), ("attacks", {"pgd": {"limit": "all"}}),
+    ("attacks", 3), ("era_u", {"pgd": 3}), ("med_attack_u", {"cw": "x"}), ("reasons", [1]), ("xi", "three")])
 def test_summaries_with_values_of_another_kind(world, capsys, key, value):  # noqa: F811
     assert command(world, "certify") == 0
     summary = json.loads((world / "out" / "summary.json").read_text())
@@ -247,6 +314,51 @@ def test_summaries_with_values_of_another_kind(world, capsys, key, value):  # no
     capsys.readouterr()
     assert command_line.main(["table", str(world / "out")]) == 2
     assert f"not a summary: {key} is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, column, value", [
+    ("pairs", "left", 10**6), ("pairs", "left", -1), ("pairs", "cosine", "x"), ("pairs", "cosine", 2.0), ("pairs", "norm_left", np.inf),
+    ("pairs", "radius", np.nan), ("pairs", "same", 0.5), ("pairs", "accepted", 3), ("pairs", "robust_pgd_0.25", "yes"), ("pairs", "norm_cw", -1.0),
+    ("pairs", "robust_pgd_all", True), ("images", "norm", "x"), ("images", "image", 7), ("images", "flipped", True)])
+def test_records_with_values_of_another_kind(world, capsys, name, column, value):  # noqa: F811
+    assert command(world, "certify") == 0
+    table = pd.read_csv(world / "out" / f"{name}.csv")
+    table[column] = value
+    table.to_csv(world / "out" / f"{name}.csv", index=False)
+    capsys.readouterr()
+    assert command(world, "attack", "--attack", "fgsm") == 2
+    error = capsys.readouterr().err
+    assert f"{name}.csv: column {column} " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"pair\n", b"\0" * 1000, b'"' * 99, b"a,b\n1,2,3\n1\n", b"\xff\xfe\n1", b"," * 10**5, "\u0663".encode() * 99])
+def test_tables_that_are_none(world, capsys, content):  # noqa: F811
+    assert command(world, "certify") == 0
+    (world / "out" / "pairs.csv").write_bytes(content)
+    capsys.readouterr()
+    assert command_line.main(["plot", str(world / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "pairs.csv: " in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_pipes_are_not_waited_for(world, capsys):  # noqa: F811
+    assert command(world, "certify") == 0
+    for name in ("log", "faces/a/1.jpg", "out/pairs.csv", "pairs.txt"):
+        (world / name).parent.mkdir(parents=True, exist_ok=True)
+        (world / name).unlink(missing_ok=True)
+        os.mkfifo(world / name)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="1.jpg: not a regular file"):
+        get_dataset(world / "faces")
+    assert command_line.main(["curves", str(world / "log"), "--out", str(world / "a.png")]) == 2
+    assert command_line.main(["plot", str(world / "out")]) == 2
+    assert build_dataset.main(["bin", "--pairs", str(world / "pairs.txt"), "--images", str(world), "--out", str(world / "b.bin")]) == 2
+    assert capsys.readouterr().err.count("not a regular file\n") == 3
+
+
+def test_errors_are_one_line_that_a_terminal_does_not_obey():
+    assert one_line("a\nb  c\x1b[31m\ud800 \u00e9") == r"a b c\x1b[31m\ud800 \xe9".replace(r"\xe9", "\u00e9")
 
 
 # --- no code from data

@@ -1,4 +1,5 @@
 """The toy experiments: their image sets, runs that go on where they were, measurements, and results beside the published ones."""
+import math
 import struct
 from functools import partial
 
@@ -279,6 +280,30 @@ def test_figures_show_the_results(tmp_path, drawn, capsys):  # noqa: F811
     hollow = [values for values in drawn[None] if len(values[0]) == 2 and values[0].tolist() == [1, 5]]
     assert len(hollow) == 4 and [0.421, 0.134] in [values[1].tolist() for values in hollow]
     assert sum(len(values[0]) for label, lines in drawn.items() for values in lines if label in map(str, range(10))) == 100
+
+
+ROW = dict(dataset="digits", network="sll", xi=0, seed=0, protocol="strict", num_image=9, batch_size=3, epoch=1, step=3, loss=1, reg_loss=1,
+           train_norm=1, accuracy=0.5, norm=1, seconds=1)
+
+
+@pytest.mark.parametrize("column, value", [("epoch", "one"), ("accuracy", "x"), ("norm", math.inf), ("dataset", "../x"), ("network", 3),
+                                           ("protocol", "$x"), ("seed", math.nan)])
+def test_results_with_values_of_another_kind(tmp_path, capsys, column, value):
+    folder = tmp_path / toy.run_name("digits", "sll", 0, 0)
+    folder.mkdir()
+    pd.DataFrame([{**ROW, column: value}]).to_csv(folder / "results.csv", index=False)
+    assert command_line.main(["toy", str(tmp_path), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"results.csv: column {column} holds something else than" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content, words", [("", "cannot be read"), ("label\n1\n", "no column feature_1"),
+                                            ("label,image_1,image_2,feature_1,feature_2\n10,1,1,1,1\n", "classes from 0 to 9"),
+                                            ("label,image_1,image_2,feature_1,feature_2\n1,inf,1,1,1\n", "column image_1")])
+def test_projections_that_are_none(tmp_path, content, words):
+    (tmp_path / "projections.csv").write_text(content)
+    with pytest.raises(InputError, match=f"projections.csv: .*{words}"):
+        toy.read_projections(tmp_path / "projections.csv")
 
 
 def test_folders_without_results_are_named(tmp_path, capsys):

@@ -30,7 +30,7 @@ def test_overrides_are_typed():
     ("batchsize=3", "'batch_size'"), ("nonsense=1", "not known"), ("xi", "key=value"), ("batch_size=3.5", "expected int, found float"),
     ("batch_size=many", "expected int, found str"), ("lr=fast", "expected float"), ("compile=1", "expected bool"),
     ("batch_size=True", "expected int, found bool"), ("num_workers=x", "expected int"), ("header_args=3", "expected dict"),
-    ("lr=__import__('os').system('true')", "expected float"), ("xi=" + "(" * 10000, "expected float")])
+    ("header_args={1: 2}", "expected names as keys"), ("lr=__import__('os').system('true')", "expected float"), ("xi=" + "(" * 10000, "expected float")])
 def test_bad_overrides_are_named(argument, message):
     with pytest.raises(InputError, match=message):
         override(config, [argument])

@@ -9,6 +9,12 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: object) -> str:
+    """How command lines print an error: one line, in which a terminal finds nothing to obey, whatever the names in it are."""
+    text = " ".join(str(error).split())
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class RecordError(InputError):
     """One record or image among many cannot be used; what is wrong with it says nothing about the others."""
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from utils import InputError
-from utils.utils_files import atomic_write
+from utils import InputError, one_line
+from utils.utils_files import atomic_write, read_file
 
 # Labels are float32: past this the header could not tell neighbouring keys apart.
 MAX_RECORDS = 2**24
@@ -133,8 +133,10 @@ def _read_pairs(path: Path) -> "list[tuple[str, str, bool]]":
 
 
 def _read(path: Path) -> bytes:
+    from utils.utils_image import MAX_ENCODED
+
     try:
-        return path.read_bytes()
+        return read_file(path, MAX_ENCODED)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -179,7 +181,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         else:
             print(f"{options.out}: {build_bin(options.pairs, options.images, options.out, options.size, progress=True)} pairs")
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 
 from easydict import EasyDict
 
-from utils import InputError
+from utils import InputError, one_line
 
 # what settings that are None by default may be given
 _OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "init_weights": str, "device": str, "resume": str,
@@ -52,8 +52,10 @@ def _typed(key: str, text: str, default: Any) -> Any:
         value = value.split(",") if isinstance(value, str) else list(value)
     if kind is float and type(value) is int:
         value = float(value)
-    if kind is dict and isinstance(value, dict):
+    if kind is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
         value = EasyDict(value)
+    if kind is dict and type(value) is dict:
+        raise InputError(f"setting {key}={' '.join(text[:60].split())}: expected names as keys")
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise InputError(f"setting {key}={' '.join(text[:60].split())}: expected {kind.__name__}, found {type(value).__name__}")
@@ -71,7 +73,7 @@ def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict,
     try:
         work(override(config, arguments))
     except (InputError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
