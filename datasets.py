@@ -21,11 +21,13 @@ from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.utils_image import decode_image
+from utils.utils_files import read_file
+from utils.utils_image import MAX_ENCODED, decode_image
 from utils.utils_loader import Loader
 
 PathLike = Union[str, "os.PathLike[str]"]
-MAX_ENCODED = 2**27  # bytes of an image file: more than the largest image that is decoded has pixels
+# A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.
+SPARE_CLASSES = 2**17
 RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
 
 
@@ -38,8 +40,9 @@ class RecordDataset(Dataset):
 
     Record 0 is a header if it has labels and no image: the images are then keys 1 .. label[0] - 1 and there are label[1] - label[0]
     identities. Without a header all keys are images, in the order of the index. Where a record has several labels the first is the
-    identity. Raises InputError naming the file that cannot be used, and RecordError naming file and key for damaged records, for labels
-    that are not integers in [0, num_classes) and for images of another size than the first one's.
+    identity. Raises InputError naming the file that cannot be used, or that says it has far more identities than images, and
+    RecordError naming file and key for damaged records, for labels that are not integers in [0, num_classes) and for images of another
+    size than the first one's.
     """
 
     def __init__(self, root_or_rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin") -> None:
@@ -52,6 +55,9 @@ class RecordDataset(Dataset):
         if num_classes is not None and identities is not None and identities > num_classes:
             raise InputError(f"{rec}: {identities} identities, expected at most num_classes = {num_classes}")
         self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or self._largest_label() + 1
+        if num_classes is None and self.num_classes > max(len(self.keys), SPARE_CLASSES):
+            raise InputError(f"{rec}: {self.num_classes} identities, but {len(self.keys)} images; num_classes={self.num_classes} takes "
+                             "them all the same")
         self.image_size = _first_size(self, lambda index: self._decode(index)[0])
 
     def __len__(self) -> int:
@@ -115,13 +121,7 @@ class ImageFolderFaces(Dataset):
     """
 
     def __init__(self, root: PathLike, num_classes: Optional[int] = None) -> None:
-        from torchvision.datasets import ImageFolder
-
-        try:
-            folder = ImageFolder(str(root))
-        except OSError as error:
-            raise InputError(f"{root}: not a folder of image folders: {str(error).splitlines()[0]}") from None
-        self.samples, self.classes = folder.samples, folder.classes
+        self.samples, self.classes = _labelled_files(root)
         self.num_classes = num_classes or len(self.classes)
         if len(self.classes) > self.num_classes:
             raise InputError(f"{root}: {len(self.classes)} identities, expected at most num_classes = {self.num_classes}")
@@ -149,12 +149,34 @@ class ImageFolderFaces(Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         path = self.samples[index][0]
         try:
-            if os.path.getsize(path) > MAX_ENCODED:
-                raise RecordError(f"{path}: {os.path.getsize(path)} bytes, expected at most {MAX_ENCODED}")
-            data = Path(path).read_bytes()
+            return decode_image(read_file(path, MAX_ENCODED), path)
+        except RecordError:
+            raise
+        except InputError as error:  # a pipe, or a file that is too long
+            raise RecordError(str(error)) from None
         except OSError as error:
             raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-        return decode_image(data, path)
+
+
+def _labelled_files(root: PathLike) -> "tuple[list[tuple[str, int]], list[str]]":
+    """([(path, label), ...], names of identities) in ImageFolder's order. Links to folders inside those of identities are not followed,
+    as ImageFolder does: there may be no end to them."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    try:
+        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except OSError as error:
+        raise InputError(f"{root}: not a folder of image folders: {error.strerror}") from None
+    samples = []
+    for label, name in enumerate(classes):
+        found = [os.path.join(folder, file) for folder, _, files in sorted(os.walk(os.path.join(root, name))) for file in sorted(files)
+                 if file.lower().endswith(IMG_EXTENSIONS)]
+        if not found:
+            raise InputError(f"{root}: not a folder of image folders: no images in {name}")
+        samples += [(path, label) for path in found]
+    if not samples:
+        raise InputError(f"{root}: not a folder of image folders: no folders in it")
+    return samples, classes
 
 
 def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> "tuple[int, int]":

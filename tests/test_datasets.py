@@ -1,5 +1,6 @@
 """Datasets, the loader over ranks and workers, synthetic identities, and the builder's command line."""
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from utils import InputError
 from utils.build_dataset import build_rec, main, write_bin
 from utils.recordio import IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.utils_image import MAX_PIXELS, decode_image, image_size
+from utils.utils_image import MAX_PIXELS, decode_image, encode_image, image_size
 from utils.utils_loader import coin
 
 FACES = SHARED / "data" / "lfwcrop"
@@ -68,6 +69,30 @@ def labels_of(loader, epoch=0, start=0):
 
 
 # --- images
+
+def test_links_without_end_are_not_followed(tmp_path):
+    for person in ("a", "b"):
+        (tmp_path / person).mkdir()
+        (tmp_path / person / "1.png").write_bytes(encode_image(torch.zeros(3, 4, 4, dtype=torch.uint8), "png"))
+        for number in range(3):
+            (tmp_path / person / f"again{number}").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "c").symlink_to(tmp_path / "a", target_is_directory=True)  # identities may be links
+    assert [os.path.relpath(path, tmp_path) for path, _ in ImageFolderFaces(tmp_path).samples] == ["a/1.png", "b/1.png", "c/1.png"]
+
+
+@pytest.mark.parametrize("where", ["label", "header", "property"])
+def test_many_more_identities_than_images_need_to_be_asked_for(tmp_path, where):
+    image = encode_image(torch.zeros(3, 4, 4, dtype=torch.uint8), "png")
+    with RecordWriter(tmp_path / "train") as writer:
+        if where == "header":
+            writer.write(0, pack([4, 1e9]))
+        for key in range(1, 4):
+            writer.write(key, pack(1e9 if where == "label" else 0, key, image))
+    if where == "property":
+        (tmp_path / "property").write_text("1000000000,4,4")
+    with pytest.raises(InputError, match="train.rec: .* identities, but 3 images; num_classes="):
+        RecordDataset(tmp_path)
+
 
 def test_decoding_agrees_with_pil():
     pixels = picture(0)

@@ -134,4 +134,8 @@ def _device(name: Optional[str], local_rank: int) -> torch.device:
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of a kind that this build of PyTorch is without
+        raise InputError(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return device

@@ -1,5 +1,6 @@
 """Encoded images <-> uint8 tensors, with the size read from the header first so that no small file can ask for all the memory."""
 import io
+import re
 import struct
 from typing import Union
 
@@ -12,10 +13,14 @@ from utils import RecordError
 Buffer = Union[bytes, bytearray, memoryview]
 
 MAX_PIXELS = 2**24
+MAX_ENCODED = 2**27  # bytes of an image file: more than the largest image that is decoded has pixels
 # A progressive JPEG of a few kilobytes can hold thousands of scans, each of which costs a pass over all pixels.
 MAX_SCANNED_PIXELS = 2**28
 OTHER_FORMATS = ("PNG", "BMP", "PPM", "TIFF", "WEBP")  # what else an image folder or a .bin may hold; read through Pillow
 
+# Pillow reads comments byte by byte, however long they are
+_BLANK = rb"(?:\s|#[^\r\n]{0,200}[\r\n]){1,20}"
+_PPM = re.compile(rb"P(?:[14](?:" + _BLANK + rb"\d{1,9}){2}|[2356](?:" + _BLANK + rb"\d{1,9}){3})\s")
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,6 +53,8 @@ def image_size(data: bytes, name: str) -> "tuple[int, int]":
             raise RecordError(f"{name}: a JPEG of {len(data)} bytes without a frame header: cut short or damaged") from None
     elif data[:8] == _PNG and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)  # Pillow would refuse a bomb without saying its size
+    elif data[:1] == b"P" and not _PPM.match(data):
+        raise RecordError(f"{name}: a PPM of {len(data)} bytes without a header of three numbers and short comments")
     else:
         width, height = _open(data, name, OTHER_FORMATS).size
     if not 0 < height * width <= MAX_PIXELS:
