@@ -123,7 +123,7 @@ def test_the_newest_whole_state_is_taken(faces, uninterrupted, tmp_path, monkeyp
 
 
 def transposed(state):
-    moments = state["optimizer"]["state"][1]
+    moments = state["optimizer"]["state"][0]
     moments["exp_avg"] = moments["exp_avg"].transpose(0, -1)[:2].clone()
 
 
@@ -132,7 +132,7 @@ def holding_itself(state):
 
 
 @pytest.mark.parametrize("change, words", [
-    (transposed, "the moments of parameter 1"), (lambda state: state["optimizer"]["state"].update({99: {"step": torch.ones(2)}}), "does not fit"),
+    (transposed, "the moments of parameter 0"), (lambda state: state["optimizer"]["state"].update({99: {"step": torch.ones(2)}}), "does not fit"),
     (lambda state: state["optimizer"]["state"][0].update(exp_avg=3), "does not fit"),
     (lambda state: state["scheduler"].update(get_last_lr="x"), "no state of a Polynomial"),
     (lambda state: state["scheduler"].update(last_epoch=math.nan), "no state of a Polynomial"),
