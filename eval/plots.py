@@ -130,7 +130,8 @@ def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = 
     axes = figure.subplots()
     clean = _tar_at(*verification.roc(cosine, same), grid)
     axes.plot(grid, clean, color="black", drawstyle="steps-post", label="no attack")
-    axes.plot(max(summary["far"], floor), 100 * summary["tar"], "o", color="black")
+    reached, false = verification.tar_far(cosine, same, tau)
+    axes.plot(max(false, floor), 100 * reached, "o", color="black")
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [float(next(iter(summary["cra_d"])))] if eps is None else eps
     for number, budget in enumerate(budgets if "radius" in pairs else ()):

@@ -253,6 +253,8 @@ def summarise(found: Records) -> dict[str, Any]:
     stale = tuple(summary)
     reasons = {key: why for key, why in found.summary.get("reasons", {}).items() if not key.startswith(stale)}
     for name, entry in found.summary.get("attacks", {}).items():
+        if lacking := {"eps", "eps_u", "minimum_norm", "published"} - set(entry):
+            raise InputError(f"attack {name} of the {records.SUMMARY} lacks {', '.join(sorted(lacking))}")
         for kind in OBJECTIVES:
             table = table_of(found, kind)
             missing = sorted(_columns_of(name, entry, kind) - set(table.columns))

@@ -18,7 +18,7 @@ MAX_SUMMARY = 2**20
 MAX_NUMBER = 1e15  # of norms and radii; from 2**53 on a histogram has no bins
 
 CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
-REQUIRED = ("bin", "protocol", "tau", "tar", "far", "feature_norm", *CERTIFIED)  # keys of a summary
+REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys of a summary
 
 # kind of value, and range, of the columns of pairs.csv and images.csv
 _BOOLEANS = ("flipped", "same", "accepted")
@@ -115,19 +115,29 @@ def _is_by_budget(value: Any) -> bool:
 
 
 def _is_attack(entry: Any) -> bool:
-    """The settings of an attack and what it cost."""
+    """The settings of an attack and what it cost, as far as they are there."""
     if not isinstance(entry, dict):
         return False
-    budgets, shares = (entry.get(key) for key in ("eps", "eps_u")), entry.get("skipped")
-    return all(isinstance(some, list) and all(type(eps) is float and 0 < eps < math.inf for eps in some) for some in budgets) \
-        and all(type(entry.get(key)) is bool for key in ("minimum_norm", "published")) \
-        and all(type(entry.get(key)) is int and entry[key] >= 0 for key in ("forward_passes", "backward_passes")) \
-        and (entry.get("limit") is None or type(entry["limit"]) is int and 0 < entry["limit"] < 2**63) \
-        and isinstance(shares, dict) and set(shares) <= set("udi") \
-        and all(_is_by_budget({"0" if budget == "all" else budget: share for budget, share in some.items()})
-                if isinstance(some, dict) else False for some in shares.values())
+    return all(fits(entry[key]) for key, fits in _ATTACK.items() if key in entry)
 
 
+def _are_budgets(value: Any) -> bool:
+    return isinstance(value, list) and all(type(eps) is float and 0 < eps < math.inf for eps in value)
+
+
+def _are_shares(value: Any) -> bool:
+    return _each(lambda some: _each(_is_number)(some) and _is_by_budget({key: 0 for key in some if key != "all"}))(value) \
+        and set(value) <= set("udi")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+_ATTACK: "dict[str, Callable[[Any], bool]]" = {
+    "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _are_shares, "limit": lambda value: value is None or _is_count(value),
+    **dict.fromkeys(("minimum_norm", "published"), lambda value: type(value) is bool),
+    **dict.fromkeys(("forward_passes", "backward_passes"), _is_count)}
 _SUMMARY: "tuple[tuple[re.Pattern, Callable[[Any], bool]], ...]" = tuple((re.compile(pattern), fits) for pattern, fits in (
     (r"bin|protocol", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
