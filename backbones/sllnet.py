@@ -56,10 +56,10 @@ class SLLNetSmall(nn.Module):
     """A CPU-sized SLLNet: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
     PixelUnshuffle(4), an isometry, takes the place of the first two downsizings, which would cost most of the time and lose half of
-    the channels each; then stages of 64, 128 and 256 channels at 28, 14 and 7 pixels, `config` blocks each. 3.2 million parameters.
+    the channels each; then stages of 64, 128 and 256 channels at 28, 14 and 7 pixels, `config` blocks each. 2.4 million parameters.
     """
 
-    def __init__(self, config: Sequence[int] = (2, 2, 2), emb_size: int = 128):
+    def __init__(self, config: Sequence[int] = (1, 1, 1), emb_size: int = 128):
         super().__init__()
         if len(config) != 3:
             raise ValueError(f"config has {len(config)} stages, expected 3: {config}")

@@ -85,10 +85,10 @@ class Net_CIFAR(_ToyNetwork):
 
 
 class Net_Small(_ToyNetwork):
-    """Unconstrained counterpart of SLLNetSmall: [N, 3, 112, 112], pixels in [-0.5, 0.5] -> [N, emb_size]. 3,554,240 parameters."""
+    """Unconstrained counterpart of SLLNetSmall: [N, 3, 112, 112], pixels in [-0.5, 0.5] -> [N, emb_size]. 2,778,752 parameters."""
 
     def __init__(self, emb_size: int = 128):
         super().__init__(
             stem=[nn.PixelUnshuffle(4), *_conv_bn(48, 64)],
-            body=[ConvBlock(64, 2), *_conv_bn(64, 128, stride=2), ConvBlock(128, 2), *_conv_bn(128, 256, stride=2), ConvBlock(256, 2)],
+            body=[ConvBlock(64, 1), *_conv_bn(64, 128, stride=2), ConvBlock(128, 1), *_conv_bn(128, 256, stride=2), ConvBlock(256, 1)],
             neck=[nn.Flatten(), nn.Linear(256 * 7 * 7, emb_size, bias=False)])

@@ -1,6 +1,5 @@
 """What the files of a results folder may hold: they may come from anyone, and everything past here believes them."""
 import io
-import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils import InputError
-from utils.utils_files import read_file
+from utils.utils_files import read_file, read_json
 
 MAX_TABLE = 2**25  # bytes; the records of 6,000 pairs have one million, and reading takes up to 30 times as many
 MAX_HEADER = 2**14
@@ -82,11 +81,9 @@ def _expected(name: str, values: pd.Series) -> str:
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json. Raises InputError, naming the file and the key, for what is none."""
     try:
-        summary = json.loads(read_file(path, MAX_SUMMARY))
+        summary = read_json(path, MAX_SUMMARY)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
     if missing := sorted(set(REQUIRED) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{path}: not a summary: {', '.join(missing)} missing")
     for key, value in summary.items():

@@ -95,9 +95,9 @@ def write_json(path: "str | os.PathLike[str]", content: object) -> None:
         file.write("\n")
 
 
-def read_json(path: "str | os.PathLike[str]") -> object:
-    """What a JSON file holds. Raises OSError where it cannot be read, InputError where it is not JSON."""
+def read_json(path: "str | os.PathLike[str]", most: int = 2**20) -> object:
+    """What a JSON file of at most `most` bytes holds. Raises as `read_file`, and InputError where it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_file(path, most))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
