@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from eval.arguments import ATTACKS, inside, order
+from eval.arguments import ATTACKS, inside, order, share
 from eval.reports import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError
 
@@ -21,7 +21,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for declare in (certify_command, attack_command, audit_command, table_command, plot_command, curves_command, toy_command):
+    for declare in (certify_command, attack_command, audit_command, identify_command, table_command, plot_command, curves_command,
+                    toy_command):
         declare(commands)
     args = parser.parse_args(argv)
     with warnings.catch_warnings():
@@ -168,6 +169,56 @@ def audit(args: argparse.Namespace) -> int:
             _print(audit_pairs.describe(report))
         violations += report["n_violations"]
     return int(violations > 0)
+
+
+def identify_command(commands: Any) -> None:
+    count = inside(int, 0, math.inf)
+    parser = commands.add_parser("identify", help="certified 1:N identification",
+                                 description="Enrols some images of each identity as its template, searches for the others among all "
+                                             "templates, and certifies who is found: prints certified rank-1 and TPIR at FPIR and "
+                                             "writes probes.csv and summary.json.")
+    parser.add_argument("--rec", required=True, metavar="PATH",
+                        help="faces with identities: a folder with train.rec and train.idx, a .rec file, a folder with a folder of "
+                             "images for each identity, or synthetic")
+    parser.add_argument("--out", required=True, metavar="DIR", help="results folder")
+    _network_arguments(parser)
+    parser.add_argument("--enrolled", type=count, default=1, metavar="K", help="images of an identity in its template (default 1)")
+    parser.add_argument("--poisoned", type=inside(int, -1, math.inf), default=0, metavar="M",
+                        help="how many of the K an attacker moves as well, each by the budget (default 0)")
+    parser.add_argument("--unknown", type=share, default=0.3, metavar="SHARE",
+                        help="share of the identities that are searched for without being enrolled; 0: none (default 0.3)")
+    parser.add_argument("--fpir", type=inside(float, 0, 1), default=1e-2,
+                        help="target false-positive identification rate (default 1e-2)")
+    parser.add_argument("--tau", type=inside(float, -1, 1), help="use this threshold instead of choosing one by --fpir")
+    parser.add_argument("--eps", type=inside(float, 0, math.inf), nargs="+", default=[0.25, 0.75], metavar="EPS",
+                        help="budgets (default 0.25 0.75)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N identities")
+    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S",
+                        help="of who and which images are enrolled (default 0)")
+    parser.set_defaults(run=identify)
+
+
+def identify(args: argparse.Namespace) -> None:
+    folder = _result_folders(args.out, [args.rec])[0]
+    if args.poisoned > args.enrolled:
+        raise InputError(f"--poisoned {args.poisoned}: expected at most --enrolled {args.enrolled}")
+    from backbones import is_lipschitz
+    if not is_lipschitz(args.backbone):
+        raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
+    from datasets import get_dataset
+    from eval import identification, records
+    device = _device(args.device)
+    dataset = get_dataset(args.rec)
+    origin = {**records.origin(args.backbone, args.weights, args.flip), "faces": Path(args.rec).name,
+              "faces_fingerprint": dataset.fingerprint()}
+    identification.refuse_other_results(folder, origin)
+    network = _network(args, device)
+    split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
+    probes, summary = identification.identify(network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
+                                              batch_size=args.batch_size, num_workers=args.num_workers, progress=origin["faces"])
+    summary.update({**origin, "unknown": args.unknown, "limit": args.limit, "seed": args.seed})
+    identification.write_results(folder, probes, summary)
+    print(identification.describe(summary))
 
 
 def _search_arguments(parser: argparse.ArgumentParser) -> None:

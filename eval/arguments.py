@@ -27,3 +27,8 @@ def order(text: str) -> float:
     if not p >= 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return p
+
+
+def share(text: str) -> float:
+    """An argument type: a part of a whole, from 0 up to but not including 1."""
+    return 0. if text == "0" else inside(float, 0, 1)(text)

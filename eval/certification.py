@@ -203,7 +203,8 @@ def identification_radius(embedding: Any, gallery: Any, poisoned: float = 0.) ->
     a lower bound, the root of <u, v_i - v_j> - eps |v_i - v_j| - (|u| + eps) (c_i + c_j), c = 2 sin(arcsin(m eps / (K |t|)) / 2)
     how far a unit template can move.
 
-    Templates without a direction are never found; an embedding without one has radius 0. Raises ValueError where the shapes
+    Templates without a direction are never found, unless poison can give them one: then all radii are 0, as is that of an
+    embedding without a direction. Raises ValueError where the shapes
     do not fit, no template has a direction or poisoned is not in [0, 1].
     """
     embedding, gallery = _double(embedding), _double(gallery)
@@ -212,9 +213,12 @@ def identification_radius(embedding: Any, gallery: Any, poisoned: float = 0.) ->
     if not 0 <= poisoned <= 1:
         raise ValueError(f"poisoned is {poisoned}, expected a share in [0, 1]")
     units, lengths = unit_templates(gallery)
-    units, lengths = units[lengths > 0], lengths[lengths > 0]
-    if not len(units):
+    usable = lengths > 0
+    if not usable.any():
         raise ValueError("no template has a direction")
+    if poisoned and not usable.all():
+        return embedding.new_zeros(embedding.shape[:-1])
+    units, lengths = units[usable], lengths[usable]
     probes = embedding.reshape(-1, embedding.shape[-1])
     probes = torch.where(probes.isfinite().all(-1, keepdim=True), probes, 0.)
     nearest, radius = (probes @ units.T).argmax(-1), probes.new_zeros(len(probes))

@@ -105,9 +105,10 @@ class _Decoded(Dataset):
     traceback.
     """
 
-    def __init__(self, images: Sequence[bytes], order: Sequence[int], describe: Callable[[int], str]):
-        self.images, self.order, self.describe = images, order, describe
-        self.shape = decode_image(images[0], describe(0)).shape
+    def __init__(self, images: Sequence[Any], order: Sequence[int], describe: Callable[[int], str],
+                 decode: Callable[[Any, str], Tensor]):
+        self.images, self.order, self.describe, self.decode = images, order, describe, decode
+        self.shape = decode(images[0], describe(0)).shape
 
     def __len__(self) -> int:
         return len(self.order)
@@ -115,7 +116,7 @@ class _Decoded(Dataset):
     def __getitem__(self, index: int) -> "Tensor | str":
         number = self.order[index]
         try:
-            image = decode_image(self.images[number], self.describe(number))
+            image = self.decode(self.images[number], self.describe(number))
         except InputError as error:
             return str(error)
         if image.shape != self.shape:
@@ -151,10 +152,10 @@ def _evaluating(network: Callable) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a network caches during its first pass must stay usable for attacks
-def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], flips: Sequence[bool] = (False,),
+def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], flips: Sequence[bool] = (False,),
                  batch_size: int = 64, device: "torch.device | str | None" = None, dtype: "torch.dtype | None" = None,
                  describe: Callable[[int], str] = "image {}".format, progress: str = "", num_workers: int = 0,
-                 distributed: bool = False) -> Tensor:
+                 distributed: bool = False, decode: Callable[[Any, str], Tensor] = decode_image) -> Tensor:
     """Embeddings [len(flips), len(images), D] on the CPU of encoded images; True in `flips` asks for the mirrored
     images.
 
@@ -162,8 +163,8 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], f
     embeddings) runs in eval mode and full float32 precision, and is left in the mode it was in. device and dtype
     default to those of its parameters. progress names a bar on standard error, shown on a terminal only. With
     num_workers > 0 images are decoded in that many processes. With `distributed` each rank embeds its share and all
-    ranks return everything. Raises InputError, through `describe`, for an image that cannot be decoded or has another
-    size than the first.
+    ranks return everything. decode makes a uint8 image of an element of `images` and its name. Raises InputError, through
+    `describe`, for an image that cannot be decoded or has another size than the first.
     """
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     device = torch.device(device if device is not None else weight.device if weight is not None else "cpu")
@@ -171,7 +172,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], f
     share, ranks = (rank(), world_size()) if distributed else (0, 1)
     # equal shares, as gathering needs: a rank that runs out takes the last image again, which is cut off below
     order = [min(number, len(images) - 1) for number in range(share, -(-len(images) // ranks) * ranks, ranks)]
-    loader = DataLoader(_Decoded(images, order, describe), batch_size, collate_fn=_stack, num_workers=num_workers,
+    loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
                         pin_memory=device.type == "cuda")
     embeddings, done = None, 0
     with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
