@@ -50,7 +50,7 @@ def audit(subject: Subject, threat: str, steps: int = 100, restarts: int = 3, li
     for kind in "di":
         table = table_of(found, kind)[:limit]
         radius = table[column].where(is_right(table), 0.)
-        chosen = table[radius > RESOLUTION].assign(radius=radius)
+        chosen = table.assign(radius=radius)[radius > RESOLUTION]
         work = partial(_attack, subject, double, kind, settings)
         with subject.bar(len(chosen), f"audit {threat} {kind.upper()}") as bar:
             rows = journal.run(kind, chosen, work, subject.batch_size, lambda rows: bar.update(len(rows)))

@@ -6,7 +6,7 @@ are taken alike. Radii are l2 norms of perturbations in the scale of the network
 a budget below its radius. Every function of tau raises ValueError unless -1 < tau < 1.
 
 docs/certificates.md has the proofs. Except for the published formulas of Theorems 1 and 2, what is returned is rounded
-down: never above the true value of the formula at the arguments given, and within 4e-15 of them below it.
+down: never above the true value of the formula at the arguments given, and below it by less than 6e-15 of the norm.
 """
 from typing import Any
 

@@ -114,7 +114,7 @@ def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split
     probes["radius_rank1"] = np.where(probes["enrolled"], np.where(right, search.rank1.numpy(), 0.), np.nan)
     target = fpir if tau is None else None
     if tau is None and not probes["enrolled"].all():
-        tau = verification.threshold_at_far(probes["cosine"], probes["enrolled"], fpir)
+        tau = verification.threshold_at_far(probes["cosine"], probes["enrolled"], fpir, names=("unknown probes", "FPIR"))
     if tau is not None:
         probes["accepted"] = probes["cosine"] > tau
         decided = np.where(probes["enrolled"], right & probes["accepted"], ~probes["accepted"])

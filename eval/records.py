@@ -238,7 +238,7 @@ def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any
 
 def _fits(key: str, value: Any) -> bool:
     """Whether a value of a summary has its type: text, a number or None, or such numbers by budget."""
-    if key in ("bin", "protocol"):
+    if key in ("bin", "protocol", "flip"):
         return isinstance(value, str)
     if key.startswith("cra_"):
         return isinstance(value, dict) and all(isinstance(share, (int, float, type(None))) for share in value.values())
@@ -253,7 +253,7 @@ def _read_summary(file: Path) -> dict[str, Any]:
     required = ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED)
     if missing := sorted(set(required) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{file}: not a summary: {', '.join(missing)} missing")
-    for key in required:
+    for key in (*required, *({"flip"} & set(summary))):
         if not _fits(key, summary[key]):
             raise InputError(f"{file}: not a summary: {key} is {str(summary[key])[:60]}")
     return summary

@@ -234,21 +234,23 @@ def ten_fold_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, flo
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
-def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol: str = "strict") -> float:
+def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol: str = "strict",
+                     names: tuple[str, str] = ("false pairs", "FAR")) -> float:
     """The threshold tau for the target false-acceptance rate `far`.
 
     strict: the smallest of the scores whose FAR is <= far. paper: the first of 1,000 even steps from 1 down to -1 whose
-    FAR exceeds far (section 5 of the reproduced paper). Warns where the set has too few false pairs to resolve `far`;
-    raises InputError where there are none, where no threshold inside (-1, 1) exists, and unless 0 < far < 1.
+    FAR exceeds far (section 5 of the reproduced paper). names: what messages call the false ones and their rate. Warns where
+    the set has too few false pairs to resolve `far`; raises InputError where there are none, where no threshold inside
+    (-1, 1) exists, and unless 0 < far < 1.
     """
     if not 0 < far < 1:
         raise InputError(f"far is {far}, expected a number between 0 and 1")
     negatives = np.sort(np.asarray(cosines, dtype=np.float64)[~np.asarray(same, dtype=bool)])[::-1]
     count = len(negatives)
     if not count:
-        raise InputError("no false pairs, so no threshold has a false-acceptance rate: give tau")
+        raise InputError(f"no {names[0]}, so no threshold has a {names[1]}: give tau")
     if count * far < 1:
-        warnings.warn(f"{count} false pairs are too few for FAR {far:g}: the finest they support is {1 / count:.2g}",
+        warnings.warn(f"{count} {names[0]} are too few for {names[1]} {far:g}: the finest they support is {1 / count:.2g}",
                       stacklevel=2)
     if is_paper(protocol):
         grid = np.linspace(-1, 1, 1000)[::-1]
@@ -260,7 +262,7 @@ def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol
         tolerated = np.searchsorted(np.arange(count) / count, far, side="right") - 1
         tau = negatives[tolerated]
     if not -1 < tau < 1:
-        raise InputError(f"no threshold inside (-1, 1) has FAR {far:g}: the scores give {tau:g}; give tau")
+        raise InputError(f"no threshold inside (-1, 1) has {names[1]} {far:g}: the scores give {tau:g}; give tau")
     return float(tau)
 
 

@@ -240,7 +240,7 @@ def test_results_that_are_none(tmp_path, capsys):
 def test_help_imports_nothing_heavy():
     code = ("import sys, eval.__main__ as m\ntry: m.main(sys.argv[1:])\nexcept SystemExit: pass\n"
             "print(sorted({'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))")
-    for command in ([], ["certify"], ["table"], ["plot"]):
+    for command in ([], ["certify"], ["identify"], ["table"], ["plot"]):
         argv = [sys.executable, "-c", code, *command, "--help"]
         run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
         assert run.stdout.splitlines()[-1] == "[]", run.stderr

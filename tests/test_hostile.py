@@ -239,7 +239,7 @@ def test_summaries_that_are_none(tmp_path, capsys, text):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("key, value", [("tau", "0.3"), ("cra_u", [1]), ("cra_d", {"0.25": "all"}), ("bin", 3), ("med_u", {})])
+@pytest.mark.parametrize("key, value", [("tau", "0.3"), ("cra_u", [1]), ("cra_d", {"0.25": "all"}), ("bin", 3), ("med_u", {}), ("flip", [])])
 def test_summaries_with_values_of_another_kind(world, capsys, key, value):  # noqa: F811
     assert command(world, "certify") == 0
     summary = json.loads((world / "out" / "summary.json").read_text())

@@ -112,6 +112,14 @@ def test_a_network_that_is_no_contraction_fails_with_both_images_attacked(world,
         assert one["certified_radius"] == pairs.radius_both[one["row"]] > max(one["moved_left"], one["moved_right"]) > 0
 
 
+def test_an_audit_of_nothing_says_so(world, monkeypatch):
+    monkeypatch.setattr(audit_pairs, "RESOLUTION", 1e9)
+    assert command(world, "audit", "--threat", "both") == 0
+    report = json.loads((world / "out" / "audit_both.json").read_text())
+    assert report["attacked"] == {"d": 0, "i": 0} and report["points"] == 0 and report["smallest_margin"] is None
+    assert sum(report["unresolved"].values()) > 5
+
+
 def test_records_without_the_radii_are_named(world, capsys):
     assert command(world, "certify") == 0
     pairs = read(world / "out")[0].drop(columns="radius_joint")
