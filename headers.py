@@ -120,8 +120,7 @@ class AdaCos(Header):
     def _adapt(self, products: Tensor, labels: Tensor) -> None:
         exponents = self.s * products
         # -inf, i.e. a term of 0, at the target
-        target = F.one_hot(labels.clamp_min(0), products.shape[1]).bool() & (labels >= 0).view(-1, 1)
-        others = all_gather_interleaved(exponents.masked_fill(target, -math.inf).logsumexp(1))
+        others = all_gather_interleaved(_subtract_at_targets(exponents, labels, math.inf).logsumexp(1))
         angles = torch.acos(_at_targets(products, labels))
         angles = all_gather_interleaved(torch.where(labels >= 0, angles, torch.full_like(angles, math.nan)))
         median = angles.nanmedian().nan_to_num(math.pi / 4)  # no target in the whole batch: the largest angle that counts

@@ -153,8 +153,9 @@ def train(cfg: EasyDict, device: torch.device) -> None:
         except (Interrupted, DataError, RunError) as end:  # on all ranks at the same step
             if isinstance(end, RunError):
                 keep_batch(cfg.output, step, images, labels)
-            checkpoints.save_state({"step": step, "highest": verification.highest})
-            LOGGER.warning("stopped after step %d: %s; the state is saved and resume=auto goes on from it", step, end)
+            if step:  # before the first one there is nothing to lose, and the same command is to start afresh
+                checkpoints.save_state({"step": step, "highest": verification.highest})
+            LOGGER.warning("stopped after step %d: %s%s", step, end, "; the state is saved and resume=auto goes on from it" if step else "")
             raise
         checkpoints.save_weights("final")
     if writer is not None:

@@ -26,6 +26,7 @@ from datasets_toy import TOY_SETS
 from eval import toy
 from headers import get_header
 from train import objective
+from utils import InputError
 from utils.utils_callbacks import CallBackCheckpoint
 from utils.utils_config import check_choices, check_least, check_not_negative, run_command
 from utils.utils_distributed import process_group
@@ -71,6 +72,8 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     settings = {key: value for key, value in cfg.items() if key not in FREE} | {"batch_size": batch_size, "num_image": len(data.images)}
     checkpoints = CallBackCheckpoint(folder, dict(model=network, header=header, optimizer=optimizer), settings, keep=1)
     rows = checkpoints.restore("auto").get("epochs", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and list(row) == list(toy.MEASURED) for row in rows):
+        raise InputError(f"{folder}: the state is none of this script")
     print(f"{folder}: {len(data.images)} training and {len(data.test_images)} test images, {len(rows)} of {epochs} epochs done", flush=True)
 
     for epoch in range(len(rows), epochs):

@@ -29,6 +29,7 @@ _NETWORKS = {
     "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
     "net_mnist": _Entry("toyexamples", "Net_MNIST"),
     "net_cifar": _Entry("toyexamples", "Net_CIFAR"),
+    "net_small": _Entry("toyexamples", "Net_Small"),
     **{f"iresnet{depth}": _Entry("iresnet", f"iresnet{depth}", scale=2.0) for depth in (18, 34, 50, 100, 200)},
     "ir_50": _Entry("iresnet_AT", "IR_50", arguments=((112, 112),)),  # doubles its input itself
 }

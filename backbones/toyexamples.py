@@ -1,6 +1,7 @@
 """Small networks for MNIST and CIFAR-10 (paper, Section 3.2): 1-Lipschitz ones and their unconstrained counterparts.
 
-All take images with pixels in [0, 1] and return embeddings [N, 512]; a header makes the ten logits.
+These take images with pixels in [0, 1] and return embeddings [N, 512]; a header makes the ten logits. Net_Small, made in the same way,
+is the unconstrained counterpart of SLLNetSmall and takes faces as that does.
 """
 from torch import Tensor, nn
 
@@ -81,3 +82,13 @@ class Net_CIFAR(_ToyNetwork):
             body=[ConvBlock(64, 1), *_conv_bn(64, 128, stride=2), ConvBlock(128, 3),
                   *_conv_bn(128, 256, stride=2), ConvBlock(256, 1)],
             neck=[nn.Flatten(), nn.Linear(256 * 4 * 4, EMBEDDING, bias=False)])
+
+
+class Net_Small(_ToyNetwork):
+    """Unconstrained counterpart of SLLNetSmall: [N, 3, 112, 112], pixels in [-0.5, 0.5] -> [N, emb_size]. 3,554,240 parameters."""
+
+    def __init__(self, emb_size: int = 128):
+        super().__init__(
+            stem=[nn.PixelUnshuffle(4), *_conv_bn(48, 64)],
+            body=[ConvBlock(64, 2), *_conv_bn(64, 128, stride=2), ConvBlock(128, 2), *_conv_bn(128, 256, stride=2), ConvBlock(256, 2)],
+            neck=[nn.Flatten(), nn.Linear(256 * 7 * 7, emb_size, bias=False)])

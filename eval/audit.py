@@ -10,7 +10,6 @@ Each is checked at every iterate of the strongest attacks there are here. What b
 network beyond its rounding is computed again in float64, and only what breaks it there is a violation.
 """
 import copy
-import json
 import math
 from functools import partial
 from typing import Any, Callable
@@ -25,7 +24,7 @@ from eval import certification, records
 from eval.journal import Journal, Outcome
 from eval.subject import OBJECTIVES, Subject, plan, table_of
 from utils.utils_distributed import barrier, rank
-from utils.utils_files import atomic_write
+from utils.utils_files import write_json
 from utils.utils_precision import full_precision
 
 COLUMN = "norm_audit"
@@ -74,9 +73,7 @@ def audit(subject: Subject, steps: int = 100, restarts: int = 3, limit: "int | N
     report["n_violations"] = len(report["violations"])
     if rank() == 0:
         records.write_records(subject.folder, found)
-        with atomic_write(subject.folder / records.AUDIT) as file:
-            json.dump(report, file, indent=2, allow_nan=False)
-            file.write("\n")
+        write_json(subject.folder / records.AUDIT, report)
         journal.remove()
     barrier()
     return report

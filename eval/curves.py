@@ -1,11 +1,11 @@
 """Figures of training: curves from a training log, and those of the toy experiments, as PNG files; none needs a display."""
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from eval import published, toy
 from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, save_figure
@@ -48,7 +48,21 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
         norm.axhline(norm_line, color="black", linestyle="--", linewidth=1, label=f"norm {norm_line:g}")
     norm.set(ylabel=r"mean feature norm $\|f(x)\|$", ylim=(0, None))
     _finish(figure, "optimiser step", [accuracy, norm] if targets else [norm])
+    for axes in figure.axes:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k: the steps of long runs would run into each other
     figure.suptitle(title)
+    save_figure(figure, out_png)
+
+
+def plot_norms(logs: Mapping[str, TrainingLog], out_png: PathLike, title: str = "") -> None:
+    """Mean feature norm of the training batches against the step, a line for each named log."""
+    figure = Figure(figsize=(6.2, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, log) in enumerate(logs.items()):
+        axes.plot(log.steps["step"], log.steps["feature_norm"], LINES[number % 4], color=COLOURS[number % 7], label=name)
+    axes.set(yscale="log", ylabel=r"mean feature norm $\|f(x)\|$", title=title)
+    axes.yaxis.set_major_formatter("{x:g}")
+    _finish(figure, "optimiser step", [axes])
     save_figure(figure, out_png)
 
 

@@ -2,7 +2,6 @@
 alone.
 """
 import hashlib
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from eval import certification, verification
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_files import atomic_write, sha256
+from utils.utils_files import atomic_write, read_json, sha256, write_json
 from utils.utils_image import decode_image
 
 PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audit.json"
@@ -220,9 +219,7 @@ def write_records(folder: "str | os.PathLike[str]", records: Records) -> None:
     for name, table in ((PAIRS, records.pairs), (IMAGES, records.images)):
         with atomic_write(Path(folder) / name) as file:
             table.to_csv(file, index=False, lineterminator="\n")  # floats by repr: reading gives the same numbers back
-    with atomic_write(Path(folder) / SUMMARY) as file:
-        json.dump(records.summary, file, indent=2, allow_nan=False)
-        file.write("\n")
+    write_json(Path(folder) / SUMMARY, records.summary)
 
 
 def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any]]:
@@ -246,10 +243,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _read_summary(file: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {error}") from None
+    summary = read_json(file)
     required = ("bin", "protocol", "tau", "tar", "feature_norm", *_CERTIFIED)
     if missing := sorted(set(required) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{file}: not a summary: {', '.join(missing)} missing")

@@ -152,6 +152,25 @@ def xi_of(summary: Summary, folder: Path) -> float:
     raise InputError(f"{folder}: neither its summary nor its name says which xi it is of: give --xi")
 
 
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose rows of equal settings are one, in the order of the first: the mean, and in brackets the range, of each figure."""
+    labels = [name for name in frame if name in SETTINGS]
+    rows = []
+    for _, group in frame.groupby(labels, sort=False, dropna=False):
+        cells = formatted(group.iloc[:1]).iloc[0].to_dict()
+        if len(group) > 1:
+            cells |= {name: _mean_and_range(name, group[name]) for name in frame if name not in SETTINGS}
+        rows.append(cells)
+    return pd.DataFrame(rows, columns=frame.columns)
+
+
+def _mean_and_range(column: str, values: pd.Series) -> str:
+    if values.isna().any():  # a mean over some of the seeds would be of other runs than its neighbours
+        return ", ".join(_cell(column, value) for value in values) if values.notna().any() else "-"
+    mean, low, high = (_cell(column, value) for value in (values.mean(), values.min(), values.max()))
+    return f"{mean} [{low}, {high}]"
+
+
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with every cell as the string that is printed; "-" for what is missing."""
     return pd.DataFrame({name: [_cell(name, value) for value in frame[name]] for name in frame.columns}, dtype=object)

@@ -24,6 +24,8 @@ from utils.utils_image import decode_image, encode_image
 from utils.utils_pickle import load_plain
 from utils.utils_precision import full_precision
 
+CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, and the full SLLNet takes 10 MB for each
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -130,7 +132,7 @@ def _stack(batch: "list[Tensor | str]") -> "Tensor | str":
 
 def _embed(network: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
     try:
-        return network(batch)
+        return torch.cat([network(part) for part in batch.split(len(batch) if batch.is_cuda else CPU_BATCH)])
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what layers raise for images of a size that they were not made for

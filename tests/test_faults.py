@@ -122,6 +122,43 @@ def test_the_newest_whole_state_is_taken(faces, uninterrupted, tmp_path, monkeyp
     assert same_weights(tmp_path, uninterrupted)
 
 
+def transposed(state):
+    moments = state["optimizer"]["state"][1]
+    moments["exp_avg"] = moments["exp_avg"].transpose(0, -1)[:2].clone()
+
+
+def holding_itself(state):
+    state["settings"]["settings"] = state["settings"]
+
+
+@pytest.mark.parametrize("change, words", [
+    (transposed, "the moments of parameter 1"), (lambda state: state["optimizer"]["state"].update({99: {"step": torch.ones(2)}}), "does not fit"),
+    (lambda state: state["optimizer"]["state"][0].update(exp_avg=3), "does not fit"),
+    (lambda state: state["scheduler"].update(get_last_lr="x"), "no state of a Polynomial"),
+    (lambda state: state["scheduler"].update(last_epoch=math.nan), "no state of a Polynomial"),
+    (lambda state: state["scaler"].update(scale="x"), "no state of a GradScaler"),
+    (lambda state: state["progress"].update(highest={"lfw": "x"}), "not a full training state"),
+    (lambda state: state["settings"].update(xi=torch.zeros(3)), "not a full training state"), (holding_itself, "not a full training state"),
+    (lambda state: state["settings"].update(xi="x\n" * 10**6), "xi was")])
+def test_states_that_do_not_fit_are_refused_before_a_step(faces, uninterrupted, tmp_path, capsys, change, words):
+    state = torch.load(uninterrupted / states(uninterrupted)[0], weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "state_00000004.pt")
+    assert run(faces, tmp_path, "resume=auto") == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and len(error) < 1500
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero")],
+                         ids=["a folder", "a pipe", "a link to nowhere", "a device"])
+def test_states_that_are_no_files_are_skipped(faces, uninterrupted, tmp_path, make):
+    newest = states(uninterrupted)[-1]
+    (tmp_path / newest).write_bytes((uninterrupted / newest).read_bytes())
+    make(tmp_path / "state_99999999.pt")
+    assert run(faces, tmp_path, "resume=auto") == 0
+    assert "skipped, and renamed to .damaged" in log(tmp_path) and same_weights(tmp_path, uninterrupted)
+
+
 def test_states_that_are_all_damaged_are_no_fresh_run(faces, tmp_path, capsys):
     (tmp_path / "state_00000002.pt").write_bytes(b"PK\3\4 and no more")
     assert run(faces, tmp_path, "resume=auto") == 2
@@ -296,6 +333,14 @@ def test_a_bad_record_is_an_error_by_default_and_names_itself(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "train.rec: key" in error and "expected an image" in error and error.count("\n") == 1
     assert states(tmp_path / "out"), "what was learned before is saved"
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_to_go_on_from(tmp_path, capsys):
+    every_key = tuple(range(1, 49))
+    faces = write_faces(tmp_path, bad=every_key[16:])  # the size of the images is that of the first ones
+    assert run(faces, tmp_path / "out") == 2 and not states(tmp_path / "out")
+    assert "stopped after step 0" in log(tmp_path / "out") and "resume=auto" not in log(tmp_path / "out").split("stopped after")[1]
+    assert run(write_faces(tmp_path), tmp_path / "out") == 0, "the same command, with the data mended"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,7 @@
 """SLL layers against their formula, written out naively in float64, and against their claim: no singular value above 1."""
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -71,13 +72,6 @@ def adversarial(layer: nn.Module, how: str) -> nn.Module:
 SCALINGS = ("none", "tiny", "huge", "enormous", "uneven", "equal rows", "zero rows", "all zero", "extreme q")
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_rescaling_is_the_formula(k):
-    weight, q = torch.randn(7, 5, k, k, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
-    assert torch.allclose(rescaling(weight, q), naive_t(weight, q), rtol=1e-12)
-    assert torch.allclose(rescaling(weight.float(), q.float()).double(), naive_t(weight.float(), q.float()), rtol=1e-5)
-
-
 def test_rescaling_against_loops():
     """The autocorrelation itself, tap by tap, so that the oracle above is checked too."""
     weight, q = torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
@@ -92,16 +86,39 @@ def test_rescaling_against_loops():
         assert rescaling(weight, q)[i].item() == pytest.approx(1 / total, rel=1e-12)
 
 
-def test_rescaling_gradient_is_that_of_the_formula():
-    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    q = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(6, dtype=torch.float64)
+@pytest.fixture(params=["products", "convolution"])
+def both_forms(request, monkeypatch):
+    """t of a small kernel by either of the two ways to compute it."""
+    monkeypatch.setattr(layers, "FEW_CHANNELS", 0 if request.param == "products" else 10**6)
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 1, 1), (6, 4, 2, 2), (6, 4, 3, 3), (3, 8, 5, 5)])
+def test_rescaling_and_its_gradient_are_those_of_the_formula(shape, both_forms):
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(shape[0], dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(rescaling(weight, q), naive_t(weight, q), rtol=1e-12)
+    single = rescaling(weight.float(), q.float()).double()
+    assert torch.allclose(single, naive_t(weight.float(), q.float()), rtol=1e-5)
+    direction = torch.randn(shape[0], dtype=torch.float64)
     expected = torch.autograd.grad((naive_t(weight, q) * direction).sum(), (weight, q))
     found = torch.autograd.grad((rescaling(weight, q) * direction).sum(), (weight, q))
     for a, b in zip(found, expected):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_rescaling_gradient_of_a_dense_layer():
     dense, q = torch.randn(6, 9, dtype=torch.float64, requires_grad=True), torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(rescaling, (dense, q))
+
+
+def test_few_channels_are_convolved_and_many_are_not(monkeypatch):
+    seen = []
+    plain = layers.half_shifts
+    monkeypatch.setattr(layers, "half_shifts", lambda k: (seen.append(k), plain(k))[1])
+    rescaling(torch.randn(64, 64, 3, 3), torch.zeros(64))
+    assert not seen
+    rescaling(torch.randn(128, 128, 3, 3), torch.zeros(128))
+    assert seen == [3]
 
 
 def test_rescaling_of_dead_rows_is_zero():
@@ -237,6 +254,18 @@ def replace_data(layer):
     layer.weight.data = torch.randn_like(layer.weight)
 
 
+def edit_data(layer):
+    layer.weight.data.mul_(2)
+
+
+def edit_data_of_q(layer):
+    layer.q.data.copy_(torch.linspace(-1, 1, len(layer.q)))
+
+
+def edit_through_numpy(layer):
+    layer.bias.detach().numpy()[:] += 1
+
+
 def replace_parameter(layer):
     layer.weight = nn.Parameter(torch.randn_like(layer.weight))
 
@@ -253,7 +282,8 @@ def optimise(layer):
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("change", [edit_in_place, edit_q, edit_bias, load, load_assign, replace_data, replace_parameter, to_vector, optimise])
+@pytest.mark.parametrize("change", [edit_in_place, edit_q, edit_bias, load, load_assign, replace_data, edit_data,
+                                    edit_data_of_q, edit_through_numpy, replace_parameter, to_vector, optimise])
 def test_kept_weights_follow_every_change(change):
     layer, z = random_(SLLConv2d(4, 4, bias=True)).eval(), torch.randn(2, 4, 5, 5)
     with torch.no_grad():
@@ -275,6 +305,49 @@ def test_kept_weights_follow_moves_and_copies():
         assert layer.double()(z.double()).dtype == torch.float64
         assert torch.allclose(layer(z.double()), fresh(layer, z.double()), rtol=1e-12)
         assert layer.float().train()(z).dtype == torch.float32
+
+
+def test_kept_weights_follow_parameters_made_in_inference_mode():
+    with torch.inference_mode():
+        layer, z = random_(SLLConv2d(4, 4, bias=True)).eval(), torch.randn(2, 4, 5, 5)
+        before = layer(z)
+        layer.weight.mul_(2)
+        assert torch.equal(layer(z), fresh(layer, z)) and not torch.equal(layer(z), before)
+
+
+def test_nothing_is_kept_in_a_copy_or_a_file():
+    layer = random_(SLLConv2d(4, 4)).eval()
+    with torch.no_grad():
+        layer(torch.zeros(1, 4, 5, 5))
+    assert layer._kept is not None and copy.deepcopy(layer)._kept is None and pickle.loads(pickle.dumps(layer))._kept is None
+
+
+def test_functional_calls_see_their_own_parameters(both_forms):
+    """torch.func: other parameters than the network's, several at once, and their gradients sample by sample."""
+    network = nn.Sequential(random_(SLLConv2d(3, 3, bias=True)), nn.Flatten(), random_(SLLLinear(48, 5))).eval()
+    z = torch.randn(4, 3, 4, 4)
+    other = {name: p.detach() * 1.5 + 0.1 for name, p in network.named_parameters()}
+    twin = copy.deepcopy(network)
+    twin.load_state_dict(other)
+
+    def call(parameters, images):
+        return torch.func.functional_call(network, parameters, (images,))
+
+    with torch.no_grad():
+        mine = network(z)
+        assert torch.equal(call(other, z), twin(z)) and torch.equal(network(z), mine)
+        both = {name: torch.stack((p.detach(), other[name])) for name, p in network.named_parameters()}
+        found = torch.func.vmap(call, (0, None))(both, z)
+        assert torch.allclose(found, torch.stack((mine, twin(z))), atol=1e-6)
+        assert torch.allclose(torch.func.vmap(lambda image: network(image[None])[0])(z), mine, atol=1e-6)
+    gradients = torch.func.vmap(torch.func.grad(lambda p, image: call(p, image[None]).square().sum()), (None, 0))(other, z)
+    for number, image in enumerate(z):
+        twin.zero_grad()
+        twin(image[None]).square().sum().backward()
+        for name, p in twin.named_parameters():
+            assert p.grad is None or torch.allclose(gradients[name][number], p.grad, rtol=1e-4, atol=1e-5)
+    jacobian = torch.func.jacrev(network)(z[:1])[0, :, 0]
+    assert torch.allclose(jacobian, torch.autograd.functional.jacobian(network, z[:1])[0, :, 0], atol=1e-6)
 
 
 def test_what_is_kept_is_used_and_never_hides_gradients(monkeypatch):
@@ -370,6 +443,21 @@ def test_compiled_network_gives_the_same_in_both_modes():
         assert torch.allclose(compiled(z), network(z), atol=1e-6) and not torch.allclose(compiled(z), before, atol=1e-3)
 
 
+def test_compiled_network_gives_the_same_gradients():
+    torch._dynamo.reset()
+    network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), Downsize(4, 8), nn.Flatten(), random_(SLLLinear(32, 5)))
+    compiled, z = torch.compile(network, backend="aot_eager"), torch.randn(3, 4, 4, 4)
+    for mode in (True, False):
+        network.train(mode)
+        found = []
+        for call in (network, compiled):
+            network.zero_grad()
+            call(z).square().sum().backward()
+            found.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
+        for a, b in zip(*found, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_compiled_training_step_has_no_graph_breaks():
     torch._dynamo.reset()
     network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), nn.Flatten(), random_(SLLLinear(64, 5)))
@@ -377,10 +465,12 @@ def test_compiled_training_step_has_no_graph_breaks():
     network(z).square().sum().backward()
     expected = [p.grad.clone() for p in network.parameters() if p.requires_grad]
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    for _ in range(2):
+    torch._dynamo.utils.counters.clear()
+    for _ in range(4):
         network.zero_grad()
         with layers.RescaledOnce(network) as rescaling:
             rescaling.last()
             compiled(z).square().sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "compiled once for all steps"
     for p, gradient in zip([p for p in network.parameters() if p.requires_grad], expected, strict=True):
         assert torch.allclose(p.grad, gradient, rtol=1e-4, atol=1e-5)

@@ -6,11 +6,12 @@ import nbformat
 import notebooks
 import pytest
 from conftest import ROOT
+from nbclient.exceptions import CellExecutionError
 from notebooks import outputs, read
 
 from utils.utils_logging import read_training_log
 
-PICTURES = {"CertRobFR_toyexamples": 5, "CertRobFR_train": 1, "CertRobFR_imagecls": 1}
+PICTURES = {"CertRobFR_toyexamples": 6, "CertRobFR_train": 1, "CertRobFR_imagecls": 1}
 SMALL = ["rec=synthetic", "num_classes=8", "num_image=64", "backbone=sllnet_small", "batch_size=16", "num_epoch=1", "frequent=1",
          "device=cpu", "num_workers=0", "verbose=100"]
 
@@ -22,8 +23,11 @@ def test_it_is_committed_executed(name):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= PICTURES[name]
-    assert not [output for output in outputs(notebook) if output.output_type == "error"]
-    assert all(len(line) <= 132 for cell in code for line in cell.source.splitlines())
+    assert not [output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"]
+    printed = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs(notebook)]
+    literal = [line for text in [cell.source for cell in code] + printed for line in text.splitlines()]
+    literal += [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("    ")]
+    assert max(map(len, literal)) <= 100, "what is not wrapped fits on a page"
     assert not any(re.search(r"^\s*(def|class|for|while|with) ", cell.source, re.MULTILINE) for cell in code), "calls, no algorithms"
     text = json.dumps(notebook)
     assert str(ROOT) not in text and not re.search(r"/(home|root|work|tmp|Users)/", text)
@@ -33,6 +37,14 @@ def test_it_is_committed_executed(name):
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
     return lambda name, variable, settings: notebooks.execute(name, tmp_path, monkeypatch, variable, settings)
+
+
+@pytest.mark.parametrize("name, variable, settings, message", [
+    ("CertRobFR_toyexamples", "CERTROBFR_TOY", {"epochs": 0}, "epochs=0: expected at least 1"),
+    ("CertRobFR_imagecls", "CERTROBFR_LLN", {"train": ["xi=-1.0"]}, "xi=-1.0: expected a finite number")])
+def test_a_run_that_fails_stops_the_notebook_and_says_why(execute, name, variable, settings, message):
+    with pytest.raises(CellExecutionError, match=re.escape(message)):
+        execute(name, variable, settings)
 
 
 def test_toyexamples_on_a_small_setting(execute, tmp_path):

@@ -180,6 +180,24 @@ def test_last_record_cut_short_is_noticed_on_opening(tmp_path):
         IndexedRecordFile(*files(tmp_path, (frame(b"abcd" * 2) + frame(b"12345678"))[:30], [(3, 0), (8, 16)]))
 
 
+@pytest.mark.parametrize("last", [b"", b"a", b"abc", b"abcdefgh"])
+def test_index_cut_short_is_noticed_on_opening(tmp_path, last):
+    """Without it, a file that has no header would only have fewer images."""
+    payloads = {9: b"first", 3: last, 5: b"x"}
+    rec, idx = write(tmp_path / "w", payloads)
+    whole = (tmp_path / "w.idx").read_bytes()
+    for lines in (1, 2):
+        (tmp_path / "w.idx").write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+        with pytest.raises(InputError, match=rf"w.idx: ends with key {[9, 3][lines - 1]}, but .*w.rec goes on with a record at byte"):
+            IndexedRecordFile(rec, idx)
+    (tmp_path / "w.idx").write_bytes(whole)
+    assert read_all(IndexedRecordFile(rec, idx)) == list(payloads.values())
+
+
+def test_what_follows_the_last_record_and_is_none_is_left_alone(tmp_path):
+    assert IndexedRecordFile(*files(tmp_path, frame(b"abcd") + b"\0" * 16, [(0, 0)])).read(0) == b"abcd"
+
+
 @pytest.mark.parametrize("rec, words", [
     (frame(b"abcd", magic=MAGIC + 1), ["key 0", "magic number", hex(MAGIC + 1)]),
     (frame(b"abcd", 2), ["key 0", "flag 2", "(0, 1)"]),
@@ -203,7 +221,9 @@ def test_damaged_frames(tmp_path, rec, words):
     ([(0, 0), (1, 13)], ["f.idx", "key 1 has offset 13", "multiple of 4"]),
     ([(0, 0), (1, 16)], ["f.rec: key 1", "magic number"]),
     ([(1, 0), (2, 8)], ["f.rec: key 1", "next record at 8: they overlap"]),
-    ([(0, 0)], ["f.idx", "key 1 is not in the index"]),
+    ([(0, 0), (2, 12)], ["f.idx", "key 1 is not in the index"]),
+    ([(0, 0)], ["f.idx: ends with key 0", "f.rec goes on with a record at byte 12 of 24"]),
+    (b"0\t0\n1\t1", ["f.idx", "key 1 has offset 1", "multiple of 4"]),
     (b"", ["f.idx", "no entries"]),
     (b"\n\n", ["f.idx", "line 1"]),
     (b"0\t0\n1\n", ["f.idx", "line 2 is b'1\\n'"]),

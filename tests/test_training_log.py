@@ -6,6 +6,7 @@ from conftest import ROOT
 from test_plots import assert_is_figure, drawn  # noqa: F401
 
 import eval.__main__ as command_line
+from eval import curves
 from eval.curves import plot_training_log
 from utils import InputError
 from utils.utils_logging import read_training_log, speed_line
@@ -88,13 +89,24 @@ def test_what_follows_a_torn_line_on_the_same_line_is_read(read):
 
 def test_a_restart_supersedes_what_came_after_its_state(read):
     text = (speed(20, 1) + speed(40, 1) + verification(40, accuracy=0.1) + speed(60, 1) + speed(80, 1) + verification(80, accuracy=0.1)
-            + f"{STAMP}: lr   0.001\n" + speed(60, 2) + speed(80, 2) + verification(80, accuracy=0.2))
+            + f"{STAMP}: lr   0.001\n" + speed(60, 2) + verification(60, accuracy=0.2) + speed(80, 2) + verification(80, accuracy=0.2))
     steps, verified = read(text)
     assert steps["step"].tolist() == [20, 40, 60, 80] and steps["loss"].tolist() == [1, 1, 2, 2]
-    assert verified["step"].tolist() == [40, 80] and verified["accuracy"].tolist() == [0.1, 0.2]
+    assert verified["step"].tolist() == [40, 60, 80] and verified["accuracy"].tolist() == [0.1, 0.2, 0.2]
     steps, verified = read(text + speed(20, 3))
     assert steps["loss"].tolist() == [3] and verified.empty, "begun again"
     assert read(speed(20, 1) + speed(20, 2)).steps["loss"].tolist() == [2], "begun again after one line"
+
+
+def test_a_verification_that_is_written_late_is_no_restart(read):
+    steps, verified = read(speed(20, 1) + speed(40, 2) + verification(20) + speed(60, 3) + verification(40))
+    assert steps["step"].tolist() == [20, 40, 60] and verified["step"].tolist() == [20, 40]
+
+
+def test_a_restart_that_verifies_before_its_first_loss(read):
+    text = speed(20, 1) + verification(20) + speed(40, 1) + verification(40) + verification(30) + speed(40, 2) + verification(40)
+    steps, verified = read(text)
+    assert steps[["step", "loss"]].values.tolist() == [[20, 1], [40, 2]] and verified["step"].tolist() == [20, 30, 40]
 
 
 def test_logs_without_lines_and_files_that_are_none(read, tmp_path):
@@ -130,3 +142,10 @@ def test_figure_4_shows_the_log(read, tmp_path, drawn, capsys):  # noqa: F811
     plot_training_log(read(speed(20)), tmp_path / "short.png")
     with pytest.raises(InputError, match="no line with a loss"):
         plot_training_log(log._replace(steps=pd.DataFrame(columns=STEP_COLUMNS)), tmp_path / "none.png")
+
+
+def test_the_steps_of_a_long_run_fit_beside_each_other(read, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    plot_training_log(read(speed(200000)), "unused.png")
+    assert [axes.xaxis.get_major_formatter()(150000) for axes in figures[0].axes] == ["150k"] * 3

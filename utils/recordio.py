@@ -73,7 +73,7 @@ class IndexedRecordFile:
     keys: int64 [N] in the order of the index file. The file is opened on first use in each process, so that objects can be pickled
     and used in forked or spawned workers; reading at a place, not through a memory map, turns a file that shrinks or a disk that
     fails into an error where the map would kill the process. Raises InputError where a file is missing, the index is malformed, has
-    keys or offsets twice or points out of the file, and where the last record is cut short.
+    keys or offsets twice or points out of the file, and where the last record is cut short or followed by one that is not in the index.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
@@ -193,12 +193,18 @@ class IndexedRecordFile:
             raise InputError(f"{self.idx_path}: {what} {values[twice[0]]} is there twice, expected once")
 
     def _check_last(self, key: int) -> None:
-        """A download that broke off is noticed at once rather than after hours of training."""
+        """A download of either file that broke off is noticed at once rather than after hours of training, or never."""
         start, limit = self._span(key)
         magic, word = _FRAME.unpack(self._bytes(start, _FRAME.size, self.name(key)))
-        end = start + _FRAME.size + (word & MAX_LENGTH)
-        if magic == MAGIC and end > limit:
+        flag, end = word >> 29, start + _FRAME.size + (word & MAX_LENGTH)
+        if magic != MAGIC:
+            return  # a damaged record is for read() to name: it may not be needed, or be skipped
+        if end > limit:
             raise self._overrun(key, end, limit)
+        following = end + (start - end) % 4
+        if flag == _WHOLE and following + _FRAME.size <= self.size and self._bytes(following, 4, self.name(key)) == _MAGIC_BYTES:
+            raise InputError(f"{self.idx_path}: ends with key {key}, but {self.rec_path} goes on with a record at byte {following} of "
+                             f"{self.size}: the index is cut short, or of another file")
 
 
 class _Window:

@@ -1,5 +1,6 @@
 """What a training loop calls now and then: log lines, verification, checkpoints."""
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, Callable, Mapping, Optional
@@ -135,13 +136,14 @@ class CallBackCheckpoint:
             raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
                              f"expected {', '.join(sorted(expected))}")
         saved = state["settings"]
-        different = [f"{key} was {saved.get(key)!r} and is {value!r}" for key, value in self.settings.items() if saved.get(key) != value]
+        different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items() if saved.get(key) != value]
         if different and not changed:
             raise InputError(f"{chosen}: the state is of a run with other settings: {'; '.join(different)} "
                              "(resume_changed=True goes on all the same)")
         self.remarks += [f"resumed with another setting: {difference}" for difference in different]
         try:
             for name, part in self.parts.items():
+                _check_part(part, state[name])
                 _restore(part, state[name])
             _set_random_state(state["random"][rank() % len(state["random"])])
         except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
@@ -164,7 +166,7 @@ class CallBackCheckpoint:
         for path in states:
             try:
                 check(path, whole=True)
-            except InputError as error:
+            except (InputError, OSError) as error:  # OSError: a link to nowhere, a bad sector
                 damaged.append((path, error))
                 continue
             for other, error in damaged:
@@ -180,7 +182,40 @@ def _is_in_order(state: Mapping[str, Any]) -> bool:
     """Whether what a state says of its run has the types it should have."""
     settings, progress, random = (state[key] for key in ("settings", "progress", "random"))
     return isinstance(settings, dict) and isinstance(progress, dict) and isinstance(random, list) and bool(random) \
-        and type(progress.get("step")) is int and 0 <= progress["step"] < 2**63 and isinstance(progress.get("highest", {}), dict)
+        and type(progress.get("step")) is int and 0 <= progress["step"] < 2**63 and _is_plain(settings) and _is_plain(progress) \
+        and isinstance(progress.get("highest", {}), dict) and all(_fits(0.0, value) for value in progress.get("highest", {}).values())
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether there are no tensors in it, which cannot be compared as settings are, and nothing that holds itself."""
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return not isinstance(value, torch.Tensor) and depth < 10 and all(_is_plain(item, depth + 1) for item in inside)
+
+
+def _check_part(part: Any, state: Any) -> None:
+    """What `load_state_dict` of modules does by itself: raises an error where a state has not the shapes and kinds of its part.
+
+    Of the optimisers that is Adam and its kin.
+    """
+    if isinstance(part, torch.optim.Optimizer):
+        shapes = [parameter.shape for group in part.param_groups for parameter in group["params"]]
+        for number, moments in state["state"].items():
+            expected = {"step": torch.Size(), "exp_avg": shapes[number], "exp_avg_sq": shapes[number]}
+            if {key: value.shape for key, value in moments.items() if value.is_floating_point()} != expected:
+                raise ValueError(f"the moments of parameter {number} are not exp_avg and exp_avg_sq of shape {list(shapes[number])}")
+    elif not isinstance(part, nn.Module) and not _fits(part.state_dict(), state):
+        raise ValueError(f"no state of a {type(part).__name__}")
+
+
+def _fits(own: Any, found: Any) -> bool:
+    """Whether plain data is of the kind that it is to replace: the same keys or fewer, as long, and numbers for numbers."""
+    if isinstance(own, dict):
+        return isinstance(found, dict) and found.keys() <= own.keys() and all(_fits(own[key], value) for key, value in found.items())
+    if isinstance(own, (list, tuple)):
+        return isinstance(found, (list, tuple)) and len(found) == len(own) and all(map(_fits, own, found))
+    if isinstance(own, (bool, int, float)):
+        return isinstance(found, (bool, int, float)) and math.isfinite(found)
+    return own is None or type(found) is type(own)
 
 
 def _step_of(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: atomic writing and fingerprints."""
 import contextlib
 import hashlib
+import json
 import os
 import stat
 import tempfile
@@ -76,3 +77,18 @@ def sha256(path: "str | os.PathLike[str]") -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_json(path: "str | os.PathLike[str]", content: object) -> None:
+    """Write plain data as indented JSON, whole or not at all. Raises ValueError for NaN and infinities, which JSON has not."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: "str | os.PathLike[str]") -> object:
+    """What a JSON file holds. Raises OSError where it cannot be read, InputError where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None

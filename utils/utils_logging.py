@@ -116,9 +116,9 @@ _VERIFICATION_TYPES = {"target": str, "step": int, "xnorm": float, "accuracy": f
 def read_training_log(path: "str | Path") -> TrainingLog:
     """Read a log of train.py, or of the published runs, with or without `Fp16 Grad Scale` and `Meet Loss`.
 
-    Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps start anew from an earlier one, the run was
-    resumed or begun again: what the log said from that step on is superseded. Raises InputError where the file cannot be read or has no
-    line of a training log.
+    Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps of the losses, or those of the verifications,
+    start anew from an earlier one, the run was resumed or begun again: what the log said from that step on is superseded. Raises
+    InputError where the file cannot be read or has no line of a training log.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -126,16 +126,17 @@ def read_training_log(path: "str | Path") -> TrainingLog:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     steps: dict[int, dict[str, Any]] = {}
     verified: dict[tuple[int, str], dict[str, Any]] = {}
-    last = 0
+    last = {"loss": 0, "verification": 0}  # apart: a verification may be written after the loss of a later step
     for line in lines:
         speed, found = _SPEED.search(line), _VERIFIED.search(line)
         if speed is None and found is None:
             continue
-        step = int(speed[5] if speed else found[2])
-        if step < last:
+        step, kind = (int(speed[5]), "loss") if speed else (int(found[2]), "verification")
+        if step < last[kind]:
             steps = {at: row for at, row in steps.items() if at < step}
             verified = {(at, target): row for (at, target), row in verified.items() if at < step}
-        last = step
+            last = {each: min(at, step) for each, at in last.items()}
+        last[kind] = step
         if speed:
             names = ("speed", "loss", "learning_rate", "epoch", "step", "feature_norm", "reg_loss")
             steps[step] = dict(zip(names, speed.groups()))

@@ -7,6 +7,7 @@ storage is a number of bytes and a tensor a claim about one; only what passes go
 import io
 import os
 import pickle
+import struct
 import zipfile
 from typing import Any, BinaryIO
 
@@ -16,6 +17,8 @@ from utils.utils_pickle import PlainUnpickler, Refused
 
 MAX_PICKLE = 2**26  # bytes; those of the published networks have thousands
 _ZIP = b"PK\x03\x04"
+# the records that end a zip file: signature, disks, counts of entries (2), size and offset of the directory ...
+_END, _LOCATOR, _END_64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of PyTorch before 1.6
 
 _STORAGES = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1}
@@ -44,10 +47,11 @@ def _check_archive(file: BinaryIO, size: int, path: str, whole: bool) -> None:
     try:
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries) \
+                or sum(entry.file_size for entry in entries) > size:
             raise InputError(f"{path}: entries larger than the file, or compressed: torch.save writes them as they are")
         names = {entry.filename.partition("/")[2]: entry for entry in entries}
-        if len(names) != len(entries) or "data.pkl" not in names or names["data.pkl"].file_size > MAX_PICKLE:
+        if not _has_one_reading(file, size, archive) or "data.pkl" not in names or names["data.pkl"].file_size > MAX_PICKLE:
             raise InputError(f"{path}: a zip file, but not one of torch.save, or damaged")
         pickled = archive.read(names["data.pkl"])
         damaged = archive.testzip() if whole else None
@@ -62,6 +66,38 @@ def _check_archive(file: BinaryIO, size: int, path: str, whole: bool) -> None:
         found = names[f"data/{key}"].file_size if f"data/{key}" in names else 0
         if found < count:
             raise InputError(f"{path}: storage {key[:20]} has {found} bytes, expected {count}: damaged")
+
+
+def _has_one_reading(file: BinaryIO, size: int, archive: zipfile.ZipFile) -> bool:
+    """Whether torch finds in the archive what `zipfile` finds: each has a way of its own with archives that are not as they should be.
+
+    zipfile looks for the directory right before the record that ends the archive, torch where that record says, as often as it
+    says, and for names without regard to case.
+    """
+    entries = archive.infolist()
+    names = {entry.filename.lower() for entry in entries}
+    if len(names) != len(entries) or len({name.partition("/")[0] for name in names}) != 1:
+        return False
+    if not all(entry.orig_filename == entry.filename and entry.filename.isascii() and _is_plain(entry.extra) for entry in entries):
+        return False
+    tail = _END_64.size + _LOCATOR.size + _END.size
+    file.seek(max(0, size - tail))
+    data = file.read(tail).rjust(tail, b"\0")
+    end = _END.unpack(data[-_END.size:])
+    locator = _LOCATOR.unpack_from(data, _END_64.size)
+    if locator[0] == b"PK\6\7":
+        wide = _END_64.unpack_from(data)
+        if wide[0] != b"PK\6\6" or locator[2] != size - tail:
+            return False
+        count, start = wide[7], wide[9]
+    else:
+        count, start = end[4], end[6]
+    return end[0] == b"PK\5\6" and end[7] == 0 and (count, start) == (len(entries), archive.start_dir)
+
+
+def _is_plain(extra: bytes) -> bool:
+    """Whether the directory has nothing more on an entry than, at most, the one field for large sizes."""
+    return not extra or extra[:4] == struct.pack("<HH", 1, len(extra) - 4)
 
 
 def _check_legacy(file: BinaryIO, size: int, path: str) -> None:

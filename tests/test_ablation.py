@@ -1,0 +1,93 @@
+"""The ablation in small: from a folder of faces to tables, going on where it stopped, refusing what does not belong together."""
+import json
+
+import pandas as pd
+import pytest
+import small_world
+import tiny_training
+
+import ablation
+import backbones
+from eval import audit, tables
+
+SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4", "cw_limit=2", "audit_limit=2",
+            "audit_steps=3", "device=cpu"]
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    """A folder with training images and pairs, and two networks for images of their size; the working folder."""
+    monkeypatch.setattr(backbones, "_NETWORKS", dict(backbones._NETWORKS))
+    tiny_training.register()
+    backbones._NETWORKS["loose"] = backbones._Entry("small_world", "Loose")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
+    tiny_training.write_faces(tmp_path / "faces")
+    small_world.write_bin(tmp_path / "faces" / "some.bin", small_world.faces(16))
+    return tmp_path
+
+
+def run(*more):
+    return ablation.run([*SETTINGS, "data=faces", "output=out", *more])
+
+
+def rows_of(markdown, heading):
+    """The rows of the first table under a heading, as dictionaries."""
+    lines = markdown.split(heading, 1)[1].split("\n\n| ", 1)[1].split("\n\n")[0].splitlines()
+    names, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [dict(zip(names, row)) for row in rows]
+
+
+def test_from_faces_to_tables_and_nothing_twice(faces, monkeypatch):
+    kinds = "runs=['xi1', 'xi1_again', 'lln', 'net']"
+    with monkeypatch.context() as patch:  # an audit that is cut off: everything before it is kept
+        patch.setattr(audit, "audit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(kinds) == 75
+    trained = {path: path.stat().st_mtime_ns for path in faces.glob("out/*/train/model_final.pt")}
+    attacked = json.loads((faces / "out/xi1/some/strict_far0.5/summary.json").read_text())["attacks"]
+    assert len(trained) == 4 and set(attacked) == {"pgd"} and not (faces / "out/lln/some").exists()
+
+    assert run(kinds, "logs=logs") == 0
+    report = (faces / "out/tables.md").read_text()
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
+    certified = rows_of(report, "## some: strict protocol, FAR 0.5")
+    assert [row["Model"] for row in certified[:3]] == ["SLL, xi = 1", "SLL, LLN", "published, xi = 0"]
+    pairs = [pd.read_csv(faces / f"out/{name}/some/strict_far0.5/pairs.csv") for name in ("xi1", "xi1_again")]
+    tars = [100 * table.accepted[table.same].mean() for table in pairs]
+    assert certified[0]["TAR"] == f"{sum(tars) / 2:.2f} [{min(tars):.2f}, {max(tars):.2f}]"
+    assert [row["Model"] for row in rows_of(report, "### Under PGD")[:3]] == ["SLL, xi = 1", "SLL, LLN", "unconstrained"]
+    assert rows_of(report, "### Under C&W")[0]["Limit"] == "2"
+    assert "### Under" not in report.split("FAR 0.8", 1)[1].split("## some: soundness")[0]
+    audits = rows_of(report, "soundness audit")
+    assert [row["Run"] for row in audits] == ["xi1", "xi1_again", "lln"] and {row["violations"] for row in audits} == {"0"}
+    assert {row["seed"] for row in map(json.loads, (path.read_text() for path in faces.glob("out/xi1*/some/*/summary.json")))} == {0, 1}
+    assert "Speed" in (faces / "logs/training_lln.log").read_text() and (faces / "logs/ablation/net/some/paper_far0.34.json").exists()
+    assert {"norm_over_training.png"} == {path.name for path in faces.glob("out/figures/*.png")}
+    assert {"certified_accuracy.png", "xi1_roc.png"} < {path.name for path in faces.glob("out/figures/some/*.png")}
+
+    records = {path: path.stat().st_mtime_ns for path in faces.glob("out/*/some/*/*.csv")}
+    assert run(kinds) == 0 and records == {path: path.stat().st_mtime_ns for path in records}
+
+
+def test_runs_of_other_settings_are_refused(faces, capsys):
+    assert run("runs=['xi1']") == 0
+    assert run("runs=['xi1']", "lr=0.01") == 2
+    assert "lr 0.001, not 0.01" in capsys.readouterr().err
+    assert run("runs=['xi1']", "seed=3") == 2
+    small_world.write_bin(faces / "faces" / "some.bin", small_world.faces(16, contrast=0.5))
+    assert run("runs=['xi1']") == 2
+    assert "bin_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"), ("fars=[2]", "fars"), ("limit=-1", "limit")])
+def test_settings_that_cannot_be_used(faces, capsys, setting, word):
+    arguments = {a.partition("=")[0]: a for a in [*SETTINGS, "data=faces", setting]}
+    assert ablation.run(list(arguments.values())) == 2
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1 and not (faces / "out").exists()
+
+
+def test_means_and_ranges():
+    frame = pd.DataFrame({"Model": ["a", "b", "a"], "TAR": [50.0, 1.0, 60.0], "tau": [0.1, 0.2, None]})
+    merged = tables.over_seeds(frame)
+    assert merged.to_dict("list") == {"Model": ["a", "b"], "TAR": ["55.00 [50.00, 60.00]", "1.00"], "tau": ["0.100, -", "0.200"]}
