@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 from eval.arguments import ATTACKS, inside, order, share
-from eval.reports import curves_command, plot_command, table_command, toy_command
+from eval.result_commands import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError
 
 
