@@ -6,7 +6,8 @@
     for images, labels in loader:                             # uint8 [128, 3, H, W], int64 [128]
         images = to_float(images, device)                     # [-0.5, 0.5]
 
-Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W), a `fingerprint()` and a length.
+Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W), `labels()` of all images without
+decoding them, a `fingerprint()` and a length.
 """
 import hashlib
 import os
@@ -54,7 +55,7 @@ class RecordDataset(Dataset):
         self.keys, identities = self._image_keys()
         if num_classes is not None and identities is not None and identities > num_classes:
             raise InputError(f"{rec}: {identities} identities, expected at most num_classes = {num_classes}")
-        self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or self._largest_label() + 1
+        self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or int(self.labels().max()) + 1
         if num_classes is None and self.num_classes > max(len(self.keys), SPARE_CLASSES):
             raise InputError(f"{rec}: {self.num_classes} identities, but {len(self.keys)} images; num_classes={self.num_classes} takes "
                              "them all the same")
@@ -105,12 +106,13 @@ class RecordDataset(Dataset):
                              f"{len(keys)} images")
         return keys, int(label[1] - label[0]) or None
 
-    def _largest_label(self) -> int:
+    def labels(self) -> np.ndarray:
+        """The identity of each image, int64."""
         labels = self.file.first_labels(self.keys)
         wrong = np.flatnonzero(~(labels >= 0) | (labels != np.floor(labels)) | (labels >= 2**31))
         if len(wrong):
             raise RecordError(f"{self.name(wrong[0])}: label {labels[wrong[0]]:g}, expected an integer >= 0")
-        return int(labels.max())
+        return labels.astype(np.int64)
 
 
 class ImageFolderFaces(Dataset):
@@ -133,6 +135,10 @@ class ImageFolderFaces(Dataset):
     def name(self, index: int) -> str:
         """How messages call an image."""
         return self.samples[index][0]
+
+    def labels(self) -> np.ndarray:
+        """The identity of each image, int64."""
+        return np.array([label for _, label in self.samples], dtype=np.int64)
 
     def fingerprint(self) -> str:
         """What tells these images from others: a SHA-256 of their paths inside the folder, hexadecimal."""

@@ -60,6 +60,10 @@ class SyntheticFaces(Dataset):
         image.add_(torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32)), alpha=NOISE)
         return image.add_(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8), label
 
+    def labels(self) -> np.ndarray:
+        """The identity of each image, int64."""
+        return np.repeat(np.arange(self.num_classes), self.images_per_class)
+
     def fingerprint(self) -> str:
         """What tells these images from others, beside the settings of a run."""
         return "synthetic"

@@ -106,6 +106,19 @@ def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
         network.train(training)
 
 
+class FlipAveraged(nn.Module):
+    """(network(images) + network(mirrored images)) / 2: as Lipschitz as the network is, and the same for an image and its mirror
+    image.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
 def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",
                  dtype: torch.dtype = torch.float32, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.

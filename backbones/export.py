@@ -17,7 +17,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones import embedding_size, is_lipschitz, load_network
+from backbones import FlipAveraged, embedding_size, is_lipschitz, load_network
 from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
 from utils import InputError, one_line, utils_checkpoint
 from utils.utils_files import atomic_write
@@ -119,13 +119,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"what to write; the ending chooses the format: {' '.join(FORMATS)}")
     parser.add_argument("--image-size", type=_size, nargs=3, default=(3, 112, 112), metavar=("C", "H", "W"))
+    parser.add_argument("--flip", choices=("none", "average"), default="none",
+                        help="average: embeddings are means over an image and its mirror image (default none)")
     args = parser.parse_args(argv)
     try:
         if not is_lipschitz(args.backbone):
             raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
+        if args.flip == "average" and Path(args.out).suffix == ".pt":
+            raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
         network = load_network(args.backbone, args.weights)
         embedding_size(network, args.image_size)
-        export(network, args.out, args.image_size)
+        export(FlipAveraged(network) if args.flip == "average" else network, args.out, args.image_size)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

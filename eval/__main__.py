@@ -8,11 +8,11 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
+from eval.arguments import ATTACKS, inside, order, share
+from eval.result_commands import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError, one_line
-
-ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
 
 
 def main(argv: "Sequence[str] | None" = None) -> int:
@@ -21,7 +21,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for declare in (certify_command, attack_command, audit_command, table_command, plot_command, curves_command, toy_command):
+    for declare in (certify_command, attack_command, audit_command, identify_command, table_command, plot_command, curves_command,
+                    toy_command):
         declare(commands)
     args = parser.parse_args(argv)
     with warnings.catch_warnings():
@@ -43,39 +44,33 @@ def _run(args: argparse.Namespace) -> int:
         raise
 
 
-def _inside(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
-    """An argument type: numbers strictly between low and high."""
-    def number(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low < value < high:
-            raise argparse.ArgumentTypeError(f"{text} is not inside ({low:g}, {high:g})")
-        return value
-    return number
-
-
 def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that embeds images takes."""
-    budget, count = _inside(float, 0, math.inf), _inside(int, 0, math.inf)
+    budget = inside(float, 0, math.inf)
     parser.add_argument("--bin", action="append", required=True, metavar="FILE", help=".bin file of pairs; repeatable")
-    parser.add_argument("--backbone", required=True, metavar="NAME", help="name of the network, e.g. sllnet")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--out", required=True, metavar="DIR",
                         help="results folder; with several .bin files one folder each inside it")
-    parser.add_argument("--far", type=_inside(float, 0, 1), default=1e-3,
+    _network_arguments(parser)
+    parser.add_argument("--far", type=inside(float, 0, 1), default=1e-3,
                         help="target false-acceptance rate (default 1e-3)")
-    parser.add_argument("--tau", type=_inside(float, -1, 1), help="use this threshold instead of choosing one by --far")
+    parser.add_argument("--tau", type=inside(float, -1, 1), help="use this threshold instead of choosing one by --far")
     parser.add_argument("--eps-u", type=budget, nargs="+", default=[1.5, 3.0], metavar="EPS",
                         help="untargeted budgets (default 1.5 3.0)")
     parser.add_argument("--eps", type=budget, nargs="+", default=[0.25, 0.75], metavar="EPS",
                         help="dodging and impersonation budgets (default 0.25 0.75)")
     parser.add_argument("--protocol", choices=("strict", "paper"), default="strict",
                         help="strict: by the definitions; paper: as the published figures were made (default strict)")
-    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at a time (default 64)")
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which network, and how it is run."""
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="name of the network, e.g. sllnet")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
+    parser.add_argument("--flip", choices=("none", "average"), default="none",
+                        help="average: the embedding is the mean of those of the image and its mirror image (default none)")
+    parser.add_argument("--batch-size", type=inside(int, 0, math.inf), default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--num-workers", type=_inside(int, -1, 1025), default=2, metavar="N",
+    parser.add_argument("--num-workers", type=inside(int, -1, 1025), default=2, metavar="N",
                         help="processes that decode images; 0: none (default 2)")
 
 
@@ -84,20 +79,27 @@ def certify_command(commands: Any) -> None:
                                  description="Certified robustness of a 1-Lipschitz network on pairs of faces: prints "
                                              "Table 1 and writes pairs.csv, images.csv and summary.json.")
     _evaluation_arguments(parser)
+    parser.add_argument("--certified-far", type=inside(float, 0, math.inf), nargs="+", default=[], metavar="EPS",
+                        help="also TAR at the threshold that keeps FAR at the target when one image of each pair moves by EPS")
+    parser.add_argument("--p", type=order, nargs="+", default=[], metavar="P",
+                        help="also certified accuracies for budgets --eps-p in these l_p norms, from 1 to inf")
+    parser.add_argument("--eps-p", type=inside(float, 0, math.inf), nargs="+", default=[0.5, 1.0], metavar="EPS",
+                        help="budgets of --p in grey levels, which are 1/255 (default 0.5 1)")
     parser.set_defaults(run=certify)
 
 
 def certify(args: argparse.Namespace) -> None:
     """Compute everything, then write everything: nothing is left behind by a run that fails."""
     folders = _result_folders(args.out, args.bin)
-    from backbones import is_lipschitz, load_network
+    _refuse_flip_twice(args)
+    from backbones import is_lipschitz
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
-    from eval import records, robustness, tables, verification
+    from eval import budgets, records, robustness, tables, verification
     from utils.utils_files import sha256
     device = _device(args.device)
-    network = load_network(args.backbone, args.weights, device=device)
-    origin = records.origin(args.backbone, args.weights)
+    network = _network(args, device)
+    origin = records.origin(args.backbone, args.weights, args.flip)
     results = []
     for folder, path in zip(folders, args.bin):
         pair_set = verification.read_bin(path)
@@ -107,11 +109,12 @@ def certify(args: argparse.Namespace) -> None:
         result = records.certify(network, pair_set, args.protocol, args.far, args.tau, args.eps_u, args.eps,
                                  device=device, batch_size=args.batch_size, num_workers=args.num_workers,
                                  progress=pair_set.name)
-        result.summary.update(source)
+        result.summary.update({**source, **budgets.further(result, pair_set, args.far, args.certified_far, args.p, args.eps_p)})
         results.append(robustness.keep_attacks(folder, result))
     for folder, result in zip(folders, results):
         records.write_records(folder, result)
     print(tables.render(tables.table1(result.summary for result in results)))
+    print(*(line for result in results for line in budgets.describe(result.summary)), sep="", end="")
 
 
 def attack_command(commands: Any) -> None:
@@ -144,6 +147,9 @@ def audit_command(commands: Any) -> None:
                                              "certificate is broken.")
     _evaluation_arguments(parser)
     _search_arguments(parser)
+    parser.add_argument("--threat", choices=("one", "both", "joint"), default="one",
+                        help="attacked are one image of a pair, or both, each just below radius_both or together just below "
+                             "radius_joint (default one)")
     parser.set_defaults(run=audit, far=None)
 
 
@@ -152,36 +158,91 @@ def audit(args: argparse.Namespace) -> int:
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certificates to "
                          "audit")
-    from eval import audit as audits
+    from eval import audit as audits, audit_pairs
     chosen = {name: getattr(args, name) for name in ("steps", "restarts") if getattr(args, name) is not None}
     violations = 0
     for subject in _subjects(args):
-        report = audits.audit(subject, limit=args.limit, seed=args.seed, **chosen)
+        if args.threat == "one":
+            report = audits.audit(subject, limit=args.limit, seed=args.seed, **chosen)
+            _print(audits.describe(report))
+        else:
+            report = audit_pairs.audit(subject, args.threat, limit=args.limit, seed=args.seed, **chosen)
+            _print(audit_pairs.describe(report))
         violations += report["n_violations"]
-        _print(audits.describe(report))
     return int(violations > 0)
+
+
+def identify_command(commands: Any) -> None:
+    count = inside(int, 0, math.inf)
+    parser = commands.add_parser("identify", help="certified 1:N identification",
+                                 description="Enrols some images of each identity as its template, searches for the others among all "
+                                             "templates, and certifies who is found: prints certified rank-1 and TPIR at FPIR and "
+                                             "writes probes.csv and summary.json.")
+    parser.add_argument("--rec", required=True, metavar="PATH",
+                        help="faces with identities: a folder with train.rec and train.idx, a .rec file, a folder with a folder of "
+                             "images for each identity, or synthetic")
+    parser.add_argument("--out", required=True, metavar="DIR", help="results folder")
+    _network_arguments(parser)
+    parser.add_argument("--enrolled", type=count, default=1, metavar="K", help="images of an identity in its template (default 1)")
+    parser.add_argument("--poisoned", type=inside(int, -1, math.inf), default=0, metavar="M",
+                        help="how many of the K an attacker moves as well, each by the budget (default 0)")
+    parser.add_argument("--unknown", type=share, default=0.3, metavar="SHARE",
+                        help="share of the identities that are searched for without being enrolled; 0: none (default 0.3)")
+    parser.add_argument("--fpir", type=inside(float, 0, 1), default=1e-2,
+                        help="target false-positive identification rate (default 1e-2)")
+    parser.add_argument("--tau", type=inside(float, -1, 1), help="use this threshold instead of choosing one by --fpir")
+    parser.add_argument("--eps", type=inside(float, 0, math.inf), nargs="+", default=[0.25, 0.75], metavar="EPS",
+                        help="budgets (default 0.25 0.75)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N identities")
+    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S",
+                        help="of who and which images are enrolled (default 0)")
+    parser.set_defaults(run=identify)
+
+
+def identify(args: argparse.Namespace) -> None:
+    folder = _result_folders(args.out, [args.rec])[0]
+    if args.poisoned > args.enrolled:
+        raise InputError(f"--poisoned {args.poisoned}: expected at most --enrolled {args.enrolled}")
+    from backbones import is_lipschitz
+    if not is_lipschitz(args.backbone):
+        raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
+    from datasets import get_dataset
+    from eval import identification, records
+    device = _device(args.device)
+    dataset = get_dataset(args.rec)
+    origin = {**records.origin(args.backbone, args.weights, args.flip), "faces": Path(args.rec).name,
+              "faces_fingerprint": dataset.fingerprint()}
+    identification.refuse_other_results(folder, origin)
+    network = _network(args, device)
+    split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
+    probes, summary = identification.identify(network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
+                                              batch_size=args.batch_size, num_workers=args.num_workers, progress=origin["faces"])
+    summary.update({**origin, "unknown": args.unknown, "limit": args.limit, "seed": args.seed})
+    identification.write_results(folder, probes, summary)
+    print(identification.describe(summary))
 
 
 def _search_arguments(parser: argparse.ArgumentParser) -> None:
     """What attacks and audits share."""
-    count = _inside(int, 0, math.inf)
+    count = inside(int, 0, math.inf)
     parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
     parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd and apgd")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
-    parser.add_argument("--seed", type=_inside(int, -1, 2**63), default=0, metavar="S",
+    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S",
                         help="of all random starts (default 0)")
 
 
 def _subjects(args: argparse.Namespace) -> Iterator[Any]:
     """Each .bin file with its records, inside the process group of torchrun where there is one."""
     folders = _result_folders(args.out, args.bin)
-    from backbones import is_lipschitz, load_network
+    _refuse_flip_twice(args)
+    from backbones import is_lipschitz
     from eval import records, subject, verification
     from utils.utils_distributed import process_group
     from utils.utils_files import sha256
-    origin = records.origin(args.backbone, args.weights)
+    origin = records.origin(args.backbone, args.weights, args.flip)
     with process_group(args.device) as device:
-        network = load_network(args.backbone, args.weights, device=device)
+        network = _network(args, device)
         for folder, path in zip(folders, args.bin):
             pair_set = verification.read_bin(path)
             verification.require_size(network, pair_set)
@@ -189,6 +250,19 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
             yield subject.prepare(network, pair_set, folder, origin, is_lipschitz(args.backbone), args.protocol,
                                   args.far, args.tau, args.eps_u, args.eps, device=device, batch_size=args.batch_size,
                                   num_workers=args.num_workers, progress=pair_set.name)
+
+
+def _refuse_flip_twice(args: argparse.Namespace) -> None:
+    if args.flip == "average" and args.protocol == "paper":
+        raise InputError("--flip average --protocol paper: this protocol counts mirrored copies as further pairs, which would be the "
+                         "same pairs twice; expected --protocol strict or --flip none")
+
+
+def _network(args: argparse.Namespace, device: Any) -> Any:
+    """The network that is evaluated: with --flip average the averaging is part of it, so that attacks see it too."""
+    from backbones import FlipAveraged, load_network
+    network = load_network(args.backbone, args.weights, device=device)
+    return FlipAveraged(network).eval() if args.flip == "average" else network
 
 
 def _print(text: str) -> None:
@@ -221,117 +295,6 @@ def _device(name: "str | None") -> Any:
     except (RuntimeError, AssertionError) as error:  # an unknown name, a missing device, a build without CUDA
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
-
-
-def table_command(commands: Any) -> None:
-    parser = commands.add_parser("table", help="tables of results folders",
-                                 description="Tables 1 and 2 of the paper and its ablation, of any number of results.")
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
-    parser.add_argument("--which", choices=("1", "2", "ablation"), default="1",
-                        help="1: certified; 2: empirical; ablation: both, by xi (default 1)")
-    parser.add_argument("--with-paper", action="store_true", help="the published rows beside them")
-    parser.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="(default text)")
-    parser.add_argument("--names", nargs="+", metavar="NAME",
-                        help="of the models, one for each RESULTS (default: its folder's name)")
-    parser.add_argument("--xi", nargs="+", type=float, metavar="XI",
-                        help="of the models, one for each RESULTS (default: from the summary or a folder's name, as in "
-                             "xi3)")
-    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=["pgd", "cw"], metavar="NAME",
-                        help=f"columns of Table 2, of {', '.join(ATTACKS)} (default pgd cw)")
-    parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
-    parser.set_defaults(run=table)
-
-
-def table(args: argparse.Namespace) -> None:
-    for option, given in (("names", args.names), ("xi", args.xi)):
-        if given and len(given) != len(args.results):
-            raise InputError(f"--{option}: {len(given)} given, expected one for each of the "
-                             f"{len(args.results)} RESULTS")
-    from eval import published, tables
-    from utils.utils_files import atomic_write
-    rows = _rows(args)
-    if args.which == "1":
-        frame = tables.table1([*rows, *(published.table1() if args.with_paper else ())])
-    elif args.which == "2":
-        frame = tables.table2([*rows, *(published.table2() if args.with_paper else ())], args.attacks)
-    else:
-        frame = tables.ablation([*rows, *(published.ablation() if args.with_paper else ())], args.attacks)
-    if args.out is None:
-        print(tables.render(frame, args.format))
-        return
-    with atomic_write(args.out) as file:
-        file.write(tables.render(frame, args.format) + "\n")
-    print(args.out)
-
-
-def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The summaries of all results, each with the name of its row and, for the ablation, its xi."""
-    from eval import records, tables
-    rows = []
-    for number, results in enumerate(args.results):
-        for folder, summary in records.read_summaries(results).items():
-            summary["name"] = args.names[number] if args.names else Path(results).resolve().name
-            if args.which == "ablation":
-                summary["xi"] = args.xi[number] if args.xi else tables.xi_of(summary, folder)
-            rows.append(summary)
-    return rows
-
-
-def plot_command(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="plots of results folders",
-                                 description="All plots that the records of each result support; with --out also one "
-                                             "of all results' certified accuracies and one of their feature norms.")
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
-    parser.add_argument("--out", metavar="DIR", help="where the plots go (default: each into its results folder)")
-    parser.set_defaults(run=plot)
-
-
-def plot(args: argparse.Namespace) -> None:
-    from eval import plots, records
-    folders = [folder for results in args.results for folder in records.read_summaries(results)]
-    names = [folder.resolve().name for folder in folders]
-    if args.out and len(set(names)) < len(names):
-        raise InputError(f"--out {args.out}: several results folders have the same name, and so would their plots")
-    results = {folder: records.read_records(folder, certified=False) for folder in folders}
-    for (folder, result), name in zip(results.items(), names):
-        print(*plots.write_plots(result, args.out or folder, f"{name}_" if args.out else ""), sep="\n")
-    if args.out and len(folders) > 1:
-        print(*plots.write_comparison(dict(zip(names, results.values())), args.out), sep="\n")
-
-
-def curves_command(commands: Any) -> None:
-    parser = commands.add_parser("curves", help="curves of a training log (Fig. 4)",
-                                 description="Loss, verification accuracy and mean feature norm of a training log against the step.")
-    parser.add_argument("log", metavar="LOG", help="training.log of train.py, or a log of the published runs")
-    parser.add_argument("--out", required=True, metavar="PNG", help="the figure")
-    parser.add_argument("--target", metavar="NAME", help="only this verification set (default: all)")
-    parser.add_argument("--norm", type=_inside(float, 0, math.inf), metavar="NORM",
-                        help="dashed line among the norms; 13.07 in Fig. 4 (default: none)")
-    parser.add_argument("--title", default="", help="of the figure")
-    parser.set_defaults(run=curves)
-
-
-def curves(args: argparse.Namespace) -> None:
-    from eval.curves import plot_training_log
-    from utils.utils_logging import read_training_log
-    plot_training_log(read_training_log(args.log), args.out, args.title, args.target, args.norm)
-    print(args.out)
-
-
-def toy_command(commands: Any) -> None:
-    parser = commands.add_parser("toy", help="table and figures of toy runs (Fig. 2, Fig. 1b)",
-                                 description="Results of train_toy.py beside the published ones, and their figures.")
-    parser.add_argument("runs", metavar="DIR", help="folder of the runs: the output of train_toy.py")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where fig2_DATASET.png and fig1b_DATASET.png go")
-    parser.set_defaults(run=toy)
-
-
-def toy(args: argparse.Namespace) -> None:
-    from eval.curves import write_toy_figures
-    from eval.toy import beside_published, formatted, read_results
-    for dataset, results in read_results(args.runs).groupby("dataset"):
-        print(f"{dataset}:", formatted(beside_published(results)).to_string(index=False), sep="\n")
-    print(*write_toy_figures(args.runs, args.out), sep="\n")
 
 
 if __name__ == "__main__":

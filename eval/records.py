@@ -19,23 +19,28 @@ from utils.utils_files import atomic_write, read_json, sha256, write_json
 from utils.utils_image import decode_image
 
 PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audit.json"
+AUDIT_OF = {"both": "audit_both.json", "joint": "audit_joint.json"}
 _COLUMNS = {
     PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "norm_left", "norm_right", "accepted", "radius"},
     IMAGES: {"image", "flipped", "norm", "radius_u"}}
 _RADII = {"radius", "radius_u"}
 _NONE = pd.Series(dtype=float)
-_SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
+# who may be attacked, besides one image of a pair: both, each by eps, or both with one budget; the same under either protocol, as
+# the paper has none of these
+THREATS = {"both": certification.two_sided_radius, "joint": certification.joint_radius}
+_SUBJECT = ("backbone", "weights_sha256", "flip", "bin_sha256")
 _ORIGIN = (*_SUBJECT, "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
 _CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
-         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "schema", "subject", "verification")))
+         *(f"eval/{name}.py" for name in ("budgets", "certification", "identification", "records", "robustness", "schema", "subject",
+                                          "verification")))
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
 class Records(NamedTuple):
     """pairs: pair, flipped, same, left, right (image numbers), cosine, norm_left, norm_right, accepted, radius,
-    upper_bound (of the radius, where the pair is rejected); images: image, flipped, norm, radius_u; summary: what
-    `summarise` makes of them and where they come from. A wrong decision has radius 0.
+    upper_bound (of the radius, where the pair is rejected), radius_both and radius_joint (`THREATS`); images: image, flipped,
+    norm, radius_u; summary: what `summarise` makes of them and where they come from. A wrong decision has radius 0.
     """
     pairs: pd.DataFrame
     images: pd.DataFrame
@@ -79,9 +84,12 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, protocol: str, far: float, t
     if lipschitz:
         norms = (pairs["norm_left"].to_numpy(), pairs["norm_right"].to_numpy())
         radius = certification.pair_radius(*norms, theta, tau, protocol)
-        pairs["radius"] = np.where(pairs["accepted"] == pairs["same"], radius.numpy(), 0.)
+        right = pairs["accepted"] == pairs["same"]
+        pairs["radius"] = np.where(right, radius.numpy(), 0.)
         distance = np.tile(image_distances(pair_set), 1 + pairs["flipped"].any())  # mirrored images are as far apart
         pairs["upper_bound"] = certification.upper_bound(distance, theta, tau, protocol).numpy()
+        for threat, radius in THREATS.items():
+            pairs[f"radius_{threat}"] = np.where(right, radius(*norms, theta, tau).numpy(), 0.)
         images["radius_u"] = certification.untargeted_radius(images["norm"].to_numpy(), tau, protocol).numpy()
     return Records(pairs, images, summarise(pairs, images, protocol, tau, far_target, eps_u, eps))
 
@@ -151,18 +159,28 @@ def summarise(pairs: pd.DataFrame, images: pd.DataFrame, protocol: str, tau: flo
         "auc": None if one_kind else verification.auc(cosines, same),
         "eer": None if one_kind else verification.eer(cosines, same),
         "feature_norm": float(norms.mean()),
-        "cra_u": _certified(radii["u"], eps_u), "med_u": _median(radii["u"]),
-        "cra_d": _certified(radii["d"], eps), "med_d": _median(radii["d"]),
-        "cra_i": _certified(radii["i"], eps), "med_i": _median(radii["i"]),
+        "cra_u": certified_accuracies(radii["u"], eps_u), "med_u": _median(radii["u"]),
+        "cra_d": certified_accuracies(radii["d"], eps), "med_d": _median(radii["d"]),
+        "cra_i": certified_accuracies(radii["i"], eps), "med_i": _median(radii["i"]),
+        "threats": {threat: _dodging_impersonation(true, false, f"radius_{threat}", eps)
+                    for threat in THREATS if f"radius_{threat}" in pairs},
         "n_pairs": len(pairs), "n_images": len(images), "n_invalid_embeddings": int((images["norm"] == 0).sum()),
         "reasons": {key: reason for key, reason in reasons.items() if reason}}
 
 
-def _certified(radius: pd.Series, budgets: Sequence[float]) -> dict[str, "float | None"]:
+def certified_accuracies(radius: Any, budgets: Sequence[float]) -> dict[str, "float | None"]:
     """Certified accuracy by budget: in the records a wrong decision has radius 0, so the radius says it all."""
-    radius = radius.to_numpy()
+    radius = np.asarray(radius)
     return {str(float(eps)): certification.certified_accuracy(radius > 0, radius, eps) if len(radius) else None
             for eps in budgets}
+
+
+def _dodging_impersonation(true: pd.DataFrame, false: pd.DataFrame, radius: str, eps: Sequence[float]) -> dict[str, Any]:
+    """{cra_d, med_d, cra_i, med_i} of a column of radii."""
+    figures = {}
+    for kind, table in (("d", true), ("i", false)):
+        figures |= {f"cra_{kind}": certified_accuracies(table[radius], eps), f"med_{kind}": _median(table[radius])}
+    return figures
 
 
 def _median(radius: pd.Series) -> "float | None":
@@ -187,9 +205,12 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def origin(backbone: str, weights: "str | os.PathLike[str]") -> dict[str, Any]:
-    """Where the embeddings of a result come from, for its summary: the network, its weights and the code."""
-    return {"backbone": backbone, "weights_sha256": sha256(weights), "code_version": code_version(), "code_sha256": code_sha256()}
+def origin(backbone: str, weights: "str | os.PathLike[str]", flip: str = "none") -> dict[str, Any]:
+    """Where the embeddings of a result come from, for its summary: the network, its weights, whether mirrored images are
+    averaged in ("average" or "none") and the code.
+    """
+    return {"backbone": backbone, "weights_sha256": sha256(weights), "flip": flip, "code_version": code_version(),
+            "code_sha256": code_sha256()}
 
 
 def write_records(folder: "str | os.PathLike[str]", records: Records) -> None:
@@ -213,6 +234,7 @@ def read_summaries(folder: "str | os.PathLike[str]") -> dict[Path, dict[str, Any
 
 def fingerprint(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What tells results of one network, .bin, protocol and threshold from those of others."""
+    summary = {"flip": "none", **summary}  # which older results do not say
     return {key: summary.get(key) for key in _ORIGIN}
 
 

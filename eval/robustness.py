@@ -226,7 +226,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
         return fresh
     found = records.read_records(folder)
     attacked = found.summary.get("attacks", {})
-    if not attacked and not (folder / records.AUDIT).exists():
+    if not attacked and not any((folder / name).exists() for name in (records.AUDIT, *records.AUDIT_OF.values())):
         return fresh
     records.refuse_others(folder, found.summary, records.fingerprint(fresh.summary))
     for name, table, old in zip((records.PAIRS, records.IMAGES), fresh, found):

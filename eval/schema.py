@@ -22,7 +22,7 @@ REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys
 # kind of value, and range, of the columns of pairs.csv and images.csv
 _BOOLEANS = ("flipped", "same", "accepted")
 _INTEGERS = ("pair", "left", "right", "image")
-_NUMBERS = ("norm_left", "norm_right", "norm", "radius", "radius_u")
+_NUMBERS = ("norm_left", "norm_right", "norm", "radius", "radius_u", "radius_both", "radius_joint")
 _ROBUST = re.compile(r"robust_[a-z]+_(\d+(\.\d+)?(e-?\d+)?)")
 
 
@@ -136,7 +136,7 @@ _ATTACK: "dict[str, Callable[[Any], bool]]" = {
     **dict.fromkeys(("minimum_norm", "published"), lambda value: type(value) is bool),
     **dict.fromkeys(("forward_passes", "backward_passes"), _is_count)}
 _SUMMARY: "tuple[tuple[re.Pattern, Callable[[Any], bool]], ...]" = tuple((re.compile(pattern), fits) for pattern, fits in (
-    (r"bin|protocol", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
+    (r"bin|protocol|flip", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
     (r"cra_[udi]", lambda value: _is_by_budget(value) and bool(value)), (r"era_[udi]", _each(_is_by_budget)),
     (r"med_attack_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),

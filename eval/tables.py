@@ -13,9 +13,9 @@ import pandas as pd
 from utils import InputError
 
 Summary = Mapping[str, Any]
-LABELS = {"name": "Model", "xi": "xi", "bin": "Dataset", "protocol": "Protocol", "far_target": "FAR",
+LABELS = {"name": "Model", "xi": "xi", "bin": "Dataset", "protocol": "Protocol", "flip": "Flip", "far_target": "FAR",
           "limit": "Limit"}
-OPTIONAL = ("name", "xi", "limit")  # columns that are there only where some summary has something to say in them
+OPTIONAL = ("name", "xi", "flip", "limit")  # columns that are there only where some summary has something to say in them
 SETTINGS = tuple(LABELS.values())  # what a row is about; everything else is a figure
 ATTACKS = ("pgd", "cw")  # of the paper's Table 2
 ATTACK_NAMES = {"pgd": "PGD", "apgd": "APGD", "fgsm": "FGSM", "cw": "C&W", "ddn": "DDN"}
@@ -93,7 +93,7 @@ Column = tuple[str, Callable[[Summary], Any]]
 
 def _frame(summaries: Sequence[Summary], columns: Iterable[Column]) -> pd.DataFrame:
     labels = [(label, lambda summary, key=key: summary.get(key)) for key, label in LABELS.items()
-              if key not in OPTIONAL or any(key in summary for summary in summaries)]
+              if key not in OPTIONAL or any(summary.get(key, "none") != "none" for summary in summaries)]
     frame = pd.DataFrame({name: [value(summary) for summary in summaries] for name, value in [*labels, *columns]})
     figures = [name for name in frame if name not in SETTINGS]
     return frame.astype(dict.fromkeys(figures, float))

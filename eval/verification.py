@@ -108,9 +108,10 @@ class _Decoded(Dataset):
     traceback.
     """
 
-    def __init__(self, images: Sequence[bytes], order: Sequence[int], describe: Callable[[int], str]):
-        self.images, self.order, self.describe = images, order, describe
-        self.shape = decode_image(images[0], describe(0)).shape
+    def __init__(self, images: Sequence[Any], order: Sequence[int], describe: Callable[[int], str],
+                 decode: Callable[[Any, str], Tensor]):
+        self.images, self.order, self.describe, self.decode = images, order, describe, decode
+        self.shape = decode(images[0], describe(0)).shape
 
     def __len__(self) -> int:
         return len(self.order)
@@ -118,7 +119,7 @@ class _Decoded(Dataset):
     def __getitem__(self, index: int) -> "Tensor | str":
         number = self.order[index]
         try:
-            image = decode_image(self.images[number], self.describe(number))
+            image = self.decode(self.images[number], self.describe(number))
         except InputError as error:
             return str(error)
         if image.shape != self.shape:
@@ -164,10 +165,10 @@ def _evaluating(network: Callable) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a network caches during its first pass must stay usable for attacks
-def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], flips: Sequence[bool] = (False,),
+def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], flips: Sequence[bool] = (False,),
                  batch_size: int = 64, device: "torch.device | str | None" = None, dtype: "torch.dtype | None" = None,
                  describe: Callable[[int], str] = "image {}".format, progress: str = "", num_workers: int = 0,
-                 distributed: bool = False) -> Tensor:
+                 distributed: bool = False, decode: Callable[[Any, str], Tensor] = decode_image) -> Tensor:
     """Embeddings [len(flips), len(images), D] on the CPU of encoded images; True in `flips` asks for the mirrored
     images.
 
@@ -175,8 +176,8 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], f
     embeddings) runs in eval mode and full float32 precision, and is left in the mode it was in. device and dtype
     default to those of its parameters. progress names a bar on standard error, shown on a terminal only. With
     num_workers > 0 images are decoded in that many processes. With `distributed` each rank embeds its share and all
-    ranks return everything. Raises InputError, through `describe`, for an image that cannot be decoded or has another
-    size than the first.
+    ranks return everything. decode makes a uint8 image of an element of `images` and its name. Raises InputError, through
+    `describe`, for an image that cannot be decoded or has another size than the first.
     """
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     device = torch.device(device if device is not None else weight.device if weight is not None else "cpu")
@@ -184,7 +185,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[bytes], f
     share, ranks = (rank(), world_size()) if distributed else (0, 1)
     # equal shares, as gathering needs: a rank that runs out takes the last image again, which is cut off below
     order = [min(number, len(images) - 1) for number in range(share, -(-len(images) // ranks) * ranks, ranks)]
-    loader = DataLoader(_Decoded(images, order, describe), batch_size, collate_fn=_stack, num_workers=num_workers,
+    loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
                         pin_memory=device.type == "cuda")
     embeddings, done = None, 0
     with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
@@ -246,21 +247,23 @@ def ten_fold_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, flo
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
-def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol: str = "strict") -> float:
+def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol: str = "strict",
+                     names: tuple[str, str] = ("false pairs", "FAR")) -> float:
     """The threshold tau for the target false-acceptance rate `far`.
 
     strict: the smallest of the scores whose FAR is <= far. paper: the first of 1,000 even steps from 1 down to -1 whose
-    FAR exceeds far (section 5 of the reproduced paper). Warns where the set has too few false pairs to resolve `far`;
-    raises InputError where there are none, where no threshold inside (-1, 1) exists, and unless 0 < far < 1.
+    FAR exceeds far (section 5 of the reproduced paper). names: what messages call the false ones and their rate. Warns where
+    the set has too few false pairs to resolve `far`; raises InputError where there are none, where no threshold inside
+    (-1, 1) exists, and unless 0 < far < 1.
     """
     if not 0 < far < 1:
         raise InputError(f"far is {far}, expected a number between 0 and 1")
     negatives = np.sort(np.asarray(cosines, dtype=np.float64)[~np.asarray(same, dtype=bool)])[::-1]
     count = len(negatives)
     if not count:
-        raise InputError("no false pairs, so no threshold has a false-acceptance rate: give tau")
+        raise InputError(f"no {names[0]}, so no threshold has a {names[1]}: give tau")
     if count * far < 1:
-        warnings.warn(f"{count} false pairs are too few for FAR {far:g}: the finest they support is {1 / count:.2g}",
+        warnings.warn(f"{count} {names[0]} are too few for {names[1]} {far:g}: the finest they support is {1 / count:.2g}",
                       stacklevel=2)
     if is_paper(protocol):
         grid = np.linspace(-1, 1, 1000)[::-1]
@@ -272,7 +275,7 @@ def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol
         tolerated = np.searchsorted(np.arange(count) / count, far, side="right") - 1
         tau = negatives[tolerated]
     if not -1 < tau < 1:
-        raise InputError(f"no threshold inside (-1, 1) has FAR {far:g}: the scores give {tau:g}; give tau")
+        raise InputError(f"no threshold inside (-1, 1) has {names[1]} {far:g}: the scores give {tau:g}; give tau")
     return float(tau)
 
 

@@ -111,7 +111,8 @@ def test_every_figure_follows_from_the_csv_files(files, result):
     protocol, out, run = result
     summary = json.loads((out / "summary.json").read_text())
     pairs, images = read_csv(out / "pairs.csv"), read_csv(out / "images.csv")
-    assert list(pairs.columns) == "pair flipped same left right cosine norm_left norm_right accepted radius upper_bound".split()
+    assert list(pairs.columns) == ("pair flipped same left right cosine norm_left norm_right accepted radius upper_bound radius_both "
+                                   "radius_joint").split()
     assert list(images.columns) == "image flipped norm radius_u".split()
     assert all(pairs[name].dtype == bool for name in ("same", "flipped", "accepted"))
     unique, copies = len(verification.read_bin(files / "faces.bin").images), 1 + (protocol == "paper")
@@ -239,7 +240,7 @@ def test_results_that_are_none(tmp_path, capsys):
 def test_help_imports_nothing_heavy():
     code = ("import sys, eval.__main__ as m\ntry: m.main(sys.argv[1:])\nexcept SystemExit: pass\n"
             "print(sorted({'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))")
-    for command in ([], ["certify"], ["table"], ["plot"]):
+    for command in ([], ["certify"], ["identify"], ["table"], ["plot"]):
         argv = [sys.executable, "-c", code, *command, "--help"]
         run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
         assert run.stdout.splitlines()[-1] == "[]", run.stderr

@@ -73,6 +73,15 @@ def test_onnx(network, images, tmp_path):
         assert torch.allclose(torch.from_numpy(found), embed(network, images[:count]), rtol=1e-4, atol=1e-5)
 
 
+def test_flip_average_is_exported_with_the_network(network, images, tmp_path, capsys):
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    arguments = ["--backbone", "sllnet_mnist", "--weights", str(tmp_path / "w.pt"), "--image-size", "1", "28", "28", "--flip", "average"]
+    assert main([*arguments, "--out", str(tmp_path / "m.ts")]) == 0
+    mean = (embed(network, images) + embed(network, images.flip(-1))) / 2
+    assert torch.allclose(torch.jit.load(str(tmp_path / "m.ts"))(images), mean, rtol=1e-5, atol=1e-6)
+    assert main([*arguments, "--out", str(tmp_path / "m.pt")]) == 2 and "a state dict cannot say so" in capsys.readouterr().err
+
+
 def test_command_line(network, tmp_path, capsys):
     torch.save(network.state_dict(), tmp_path / "w.pt")
     command = [sys.executable, "-m", "backbones.export", "--backbone", "sllnet_mnist", "--weights", str(tmp_path / "w.pt"), "--image-size", "1", "28", "28"]

@@ -306,7 +306,7 @@ def test_summaries_that_are_none(tmp_path, capsys, text):
 @pytest.mark.parametrize("key, value", [
     ("tau", "0.3"), ("cra_u", [1]), ("cra_d", {"0.25": "all"}), ("bin", 3), ("med_u", {}), ("tau", None), ("cra_u", {"all": 1.0}), ("cra_d", {}),
     ("tar", 10**400), ("far_target", [1]), ("bin", "\x1b[31m"), ("bin", "\ud800"), ("bin_sha256", 3), ("attacks", {"pgd": {"limit": "all"}}),
-    ("attacks", 3), ("era_u", {"pgd": 3}), ("med_attack_u", {"cw": "x"}), ("reasons", [1]), ("xi", "three")])
+    ("attacks", 3), ("era_u", {"pgd": 3}), ("med_attack_u", {"cw": "x"}), ("reasons", [1]), ("xi", "three"), ("flip", [])])
 def test_summaries_with_values_of_another_kind(world, capsys, key, value):  # noqa: F811
     assert command(world, "certify") == 0
     summary = json.loads((world / "out" / "summary.json").read_text())
