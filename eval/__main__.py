@@ -165,7 +165,7 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     """What attacks and audits share."""
     count = _inside(int, 0, math.inf)
     parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
-    parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd and apgd")
+    parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd, apgd and ddn")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
     parser.add_argument("--seed", type=_inside(int, -1, 2**63), default=0, metavar="S",
                         help="of all random starts (default 0)")
