@@ -465,7 +465,7 @@ class DDN(Attack):
     """
     minimum_norm: ClassVar[bool] = True
     steps: int = 100
-    restarts: int = 3
+    restarts: int = 4
     init_norm: float = 1.0
     gamma: float = 0.05
     random_start: float = 0.01
