@@ -461,11 +461,11 @@ class DDN(Attack):
 
     init_norm: first radius, l2, unless a linear margin would be 0 nearer by. random_start: l2 of the first point.
     Restarts start half as far as the smallest success so far, as another path may find another minimum; without one,
-    with a radius ten times larger.
+    with a radius ten times larger, up to a thousand times.
     """
     minimum_norm: ClassVar[bool] = True
     steps: int = 100
-    restarts: int = 4
+    restarts: int = 6
     init_norm: float = 1.0
     gamma: float = 0.05
     random_start: float = 0.01
@@ -474,7 +474,7 @@ class DDN(Attack):
         images = search.images[index]
         for restart in range(self.restarts):
             best = search.norm[index]
-            radius = torch.where(best.isfinite(), best, self.init_norm * 10 ** restart)
+            radius = torch.where(best.isfinite(), best, self.init_norm * 10 ** min(restart, 3))  # float16 ends at 65504
             far = radius / 2 if restart else torch.full_like(radius, self.random_start)
             points = (images + search.noise(index, restart) * _each(far, images)).clamp(*search.box)
             self._iterate(search, {"index": index, "points": points, "images": images, "radius": radius})

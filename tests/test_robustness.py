@@ -268,10 +268,14 @@ def test_batches_are_the_same_on_any_number_of_processes_and_after_an_interrupti
 
         folder.mkdir(exist_ok=True)
         monkeypatch.setattr(journal, "world_size", lambda: ranks)
-        for number in range(ranks):
+        journals = []
+        for number in range(ranks):  # all are open before one of them writes, as behind their barrier
+            monkeypatch.setattr(journal, "rank", lambda: number)
+            journals.append(journal.Journal(folder, "x", {}))
+        for number, part in enumerate(journals):
             monkeypatch.setattr(journal, "rank", lambda: number)
             try:
-                journal.Journal(folder, "x", {}).run("u", samples, work, 4, lambda rows: None)
+                part.run("u", samples, work, 4, lambda rows: None)
             except (KeyboardInterrupt, KeyError):  # the rows of other ranks are missing, as they do not really run
                 pass
         return sorted(made)
