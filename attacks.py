@@ -509,7 +509,7 @@ class CW(Attack):
     initial_c: float = 5.0
     kappa: float = 0.0
     random_start: float = 0.01
-    refinements: int = 2
+    refinements: int = 6
 
     def _run(self, search: _Search, index: Tensor) -> None:
         self._search_c(search, index)
