@@ -460,12 +460,12 @@ class DDN(Attack):
     scale of the images does not matter) fall from 1 to 0.01, and gamma likewise in the second half, for a fine end.
 
     init_norm: first radius, l2, unless a linear margin would be 0 nearer by. random_start: l2 of the first point.
-    Restarts start half as far as the smallest success so far, as a second path may find another minimum; without one,
-    with a radius ten times larger.
+    Restarts start half as far as the smallest success so far, as another path may find another minimum; without one,
+    with a radius ten times larger, up to a thousand times.
     """
     minimum_norm: ClassVar[bool] = True
     steps: int = 100
-    restarts: int = 2
+    restarts: int = 6
     init_norm: float = 1.0
     gamma: float = 0.05
     random_start: float = 0.01
@@ -474,7 +474,7 @@ class DDN(Attack):
         images = search.images[index]
         for restart in range(self.restarts):
             best = search.norm[index]
-            radius = torch.where(best.isfinite(), best, self.init_norm * 10 ** restart)
+            radius = torch.where(best.isfinite(), best, self.init_norm * 10 ** min(restart, 3))  # float16 ends at 65504
             far = radius / 2 if restart else torch.full_like(radius, self.random_start)
             points = (images + search.noise(index, restart) * _each(far, images)).clamp(*search.box)
             self._iterate(search, {"index": index, "points": points, "images": images, "radius": radius})
@@ -498,6 +498,9 @@ class CW(Attack):
     turn at the smallest success so far, to refine it, and near the image, as there may be a smaller one elsewhere; where
     there is none yet, where the last round ended. lr, in units of w, falls to 0 in the second half of a round, as Adam
     alone keeps circling the boundary. random_start: l2 of the first point. w is kept in float32 or better.
+
+    Then `refinements` rounds of DDN look for something smaller than what the search came to: a penalty is slow where the
+    boundary has a kink, and tanh is nearly flat for pixels at an end of the box, which DDN in pixels can move.
     """
     minimum_norm: ClassVar[bool] = True
     steps: int = 100
@@ -506,8 +509,14 @@ class CW(Attack):
     initial_c: float = 5.0
     kappa: float = 0.0
     random_start: float = 0.01
+    refinements: int = 6
 
     def _run(self, search: _Search, index: Tensor) -> None:
+        self._search_c(search, index)
+        if self.refinements:
+            DDN(self.steps, self.refinements)._run(search, index)
+
+    def _search_c(self, search: _Search, index: Tensor) -> None:
         c = torch.full_like(search.norm[index], self.initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
         points = self._near(search, index, 0)
@@ -594,6 +603,7 @@ class PublishedCW(CW):
     initial_c: float = 3.0
     kappa: float = 0.05
     random_start: float = 0.0
+    refinements: int = 0
 
     def _rate(self, step: int) -> float:
         return self.lr

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from eval.arguments import ATTACKS, inside, order, share
+from eval.arguments import ATTACKS, device_named, inside, load, order, share
 from eval.result_commands import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError, one_line
 
@@ -97,8 +97,8 @@ def certify(args: argparse.Namespace) -> None:
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
     from eval import budgets, records, robustness, tables, verification
     from utils.utils_files import sha256
-    device = _device(args.device)
-    network = _network(args, device)
+    device = device_named(args.device)
+    network = load(args.backbone, args.weights, args.flip, device)
     origin = records.origin(args.backbone, args.weights, args.flip)
     results = []
     for folder, path in zip(folders, args.bin):
@@ -208,12 +208,12 @@ def identify(args: argparse.Namespace) -> None:
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
     from datasets import get_dataset
     from eval import identification, records
-    device = _device(args.device)
+    device = device_named(args.device)
     dataset = get_dataset(args.rec)
     origin = {**records.origin(args.backbone, args.weights, args.flip), "faces": Path(args.rec).name,
               "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)
-    network = _network(args, device)
+    network = load(args.backbone, args.weights, args.flip, device)
     split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
     probes, summary = identification.identify(network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
                                               batch_size=args.batch_size, num_workers=args.num_workers, progress=origin["faces"])
@@ -226,7 +226,7 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     """What attacks and audits share."""
     count = inside(int, 0, math.inf)
     parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
-    parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd and apgd")
+    parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd, apgd and ddn")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
     parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S",
                         help="of all random starts (default 0)")
@@ -242,7 +242,7 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
     from utils.utils_files import sha256
     origin = records.origin(args.backbone, args.weights, args.flip)
     with process_group(args.device) as device:
-        network = _network(args, device)
+        network = load(args.backbone, args.weights, args.flip, device)
         for folder, path in zip(folders, args.bin):
             pair_set = verification.read_bin(path)
             verification.require_size(network, pair_set)
@@ -256,13 +256,6 @@ def _refuse_flip_twice(args: argparse.Namespace) -> None:
     if args.flip == "average" and args.protocol == "paper":
         raise InputError("--flip average --protocol paper: this protocol counts mirrored copies as further pairs, which would be the "
                          "same pairs twice; expected --protocol strict or --flip none")
-
-
-def _network(args: argparse.Namespace, device: Any) -> Any:
-    """The network that is evaluated: with --flip average the averaging is part of it, so that attacks see it too."""
-    from backbones import FlipAveraged, load_network
-    network = load_network(args.backbone, args.weights, device=device)
-    return FlipAveraged(network).eval() if args.flip == "average" else network
 
 
 def _print(text: str) -> None:
@@ -283,18 +276,6 @@ def _result_folders(out: str, bins: Sequence[str]) -> list[Path]:
     if not parent.is_dir():
         raise InputError(f"--out {out}: {parent} is not a folder")
     return [Path(out)] if len(bins) == 1 else [Path(out) / stem for stem in stems]
-
-
-def _device(name: "str | None") -> Any:
-    import torch
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, a missing device, a build without CUDA
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 if __name__ == "__main__":

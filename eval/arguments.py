@@ -1,6 +1,8 @@
-"""Types of command-line arguments. Nothing heavy is imported, so that help is instant."""
+"""Types of command-line arguments, and what they name. Nothing heavy is imported before it is used, so that help is instant."""
 import argparse
 from typing import Any, Callable
+
+from utils import InputError
 
 ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
 
@@ -32,3 +34,23 @@ def order(text: str) -> float:
 def share(text: str) -> float:
     """An argument type: a part of a whole, from 0 up to but not including 1."""
     return 0. if text == "0" else inside(float, 0, 1)(text)
+
+
+def device_named(name: "str | None") -> Any:
+    """The torch.device of --device; None: cuda where there is one. Raises InputError for one that is not there."""
+    import torch
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, a missing device, a build without CUDA
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load(backbone: str, weights: str, flip: str, device: Any) -> Any:
+    """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too."""
+    from backbones import FlipAveraged, load_network
+    network = load_network(backbone, weights, device=device)
+    return FlipAveraged(network).eval() if flip == "average" else network

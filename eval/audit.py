@@ -133,7 +133,7 @@ def describe(report: dict[str, Any]) -> str:
 def _suite(samples: pd.DataFrame, settings: dict[str, Any]) -> list[attacks.Attack]:
     budget, steps = torch.tensor(_SHARE * samples["radius"].to_numpy()), settings["steps"]
     return [attacks.preset("apgd", budget, steps=steps, restarts=settings["restarts"]),
-            attacks.preset("ddn", steps=steps), attacks.preset("cw", steps=steps)]
+            attacks.preset("ddn", steps=steps, restarts=settings["restarts"]), attacks.preset("cw", steps=steps)]
 
 
 def _audit_batch(subject: Subject, double: Callable, kind: str, settings: dict[str, Any], samples: pd.DataFrame

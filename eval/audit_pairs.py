@@ -6,7 +6,6 @@ length, from random starts, inside 0.999 of that. What crosses tau is computed a
 violation.
 """
 import copy
-import json
 import math
 from functools import partial
 from typing import Any, Callable
@@ -23,7 +22,7 @@ from eval.journal import Journal, Outcome
 from eval.subject import OBJECTIVES, Subject, is_right, table_of
 from utils import InputError
 from utils.utils_distributed import barrier, rank
-from utils.utils_files import atomic_write
+from utils.utils_files import write_json
 from utils.utils_precision import full_precision
 
 _SHARE = 0.999  # of the radius: the budget of the attack
@@ -67,9 +66,7 @@ def audit(subject: Subject, threat: str, steps: int = 100, restarts: int = 3, li
         for row in everything[everything["broken"].fillna(False).astype(bool)].itertuples()]
     report["n_violations"] = len(report["violations"])
     if rank() == 0:
-        with atomic_write(subject.folder / records.AUDIT_OF[threat]) as file:
-            json.dump(report, file, indent=2, allow_nan=False)
-            file.write("\n")
+        write_json(subject.folder / records.AUDIT_OF[threat], report)
         journal.remove()
     barrier()
     return report

@@ -9,7 +9,6 @@ has the radii and their proofs.
     TPIR        an enrolled probe is found and accepted (true-positive identification rate)
     FPIR        a probe of nobody who is enrolled is accepted (false-positive identification rate)
 """
-import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from eval import certification, verification
 from eval.records import SUMMARY, certified_accuracies, check_budgets
 from utils import InputError
-from utils.utils_files import atomic_write
+from utils.utils_files import atomic_write, read_json, write_json
 
 PROBES = "probes.csv"
 TASK = "identification"  # what tells these summaries from those of pairs
@@ -246,10 +245,7 @@ def refuse_other_results(folder: Path, origin: Mapping[str, Any]) -> None:
     file = folder / SUMMARY
     if not file.is_file():
         return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {error}") from None
+    found = read_json(file)
     if not isinstance(found, dict) or found.get("task") != TASK:
         raise InputError(f"{file}: not results of identify, expected another --out")
     for key in _SUBJECT:
@@ -261,6 +257,4 @@ def write_results(folder: "str | os.PathLike[str]", probes: pd.DataFrame, summar
     """Write probes.csv and then summary.json to `folder`, each whole or not at all."""
     with atomic_write(Path(folder) / PROBES) as file:
         probes.to_csv(file, index=False, lineterminator="\n")
-    with atomic_write(Path(folder) / SUMMARY) as file:
-        json.dump(summary, file, indent=2, allow_nan=False)
-        file.write("\n")
+    write_json(Path(folder) / SUMMARY, summary)

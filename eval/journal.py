@@ -43,21 +43,21 @@ class Journal:
                 file.write(b"\n")  # a line that a crash cut short stays alone
 
     def run(self, stage: str, samples: pd.DataFrame, work: Callable[[pd.DataFrame], Outcome], batch_size: int,
-            on_rows: Callable[[pd.DataFrame], None], whole_batches: bool = False) -> pd.DataFrame:
+            on_rows: Callable[[pd.DataFrame], None]) -> pd.DataFrame:
         """The rows of all samples (index: their ids), in their order, from all ranks: the known ones, and `work` for
         the others in batches of `batch_size`.
 
-        on_rows sees the rows as they come on this rank. whole_batches: results depend on the size of the batch, so
-        none is made smaller to have one for every rank.
+        Which samples share a batch depends neither on the number of ranks nor on an interruption, so that not even the
+        rounding of a network does, whose kernels differ between batch sizes. on_rows sees the rows as they come on
+        this rank.
         """
         known = [_frame(entry) for entry in self._entries if entry["stage"] == stage]
         rows = pd.concat(known).loc[lambda found: found.index.isin(samples.index)] if known else pd.DataFrame()
         on_rows(rows)
         left, ranks = samples[~samples.index.isin(rows.index)], world_size()
-        size = batch_size if whole_batches else max(1, min(batch_size, -(-len(left) // ranks)))
         fresh = []
-        for start in range(rank() * size, len(left), ranks * size):
-            outcome = work(left.iloc[start:start + size])
+        for start in range(rank() * batch_size, len(left), ranks * batch_size):
+            outcome = work(left.iloc[start:start + batch_size])
             entry = {"stage": stage, "forward": outcome.forward_passes, "backward": outcome.backward_passes,
                      "id": outcome.rows.index.tolist(), "rows": outcome.rows.to_dict("list")}
             self._write(entry)

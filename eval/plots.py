@@ -131,7 +131,7 @@ def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = 
     clean = _tar_at(*verification.roc(cosine, same), grid)
     axes.plot(grid, clean, color="black", drawstyle="steps-post", label="no attack")
     reached, false = verification.tar_far(cosine, same, tau)
-    axes.plot(max(false, floor), 100 * reached, "o", color="black")
+    axes.plot(max(false, floor), 100 * reached, "o", color="black", clip_on=False)
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [float(next(iter(summary["cra_d"])))] if eps is None else eps
     for number, budget in enumerate(budgets if "radius" in pairs else ()):
@@ -141,7 +141,7 @@ def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = 
                   drawstyle="steps-post")
         axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post")
         here = max(0, np.searchsorted(-thresholds, -tau, side="right") - 1)
-        axes.plot(max(far[here], floor), 100 * tar[here], "o", color=colour)
+        axes.plot(max(far[here], floor), 100 * tar[here], "o", color=colour, clip_on=False)
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), xlabel="FAR (worst case under attack)",
              ylabel="TAR (certified under attack) [%]", title=title)
     finish(figure, [axes], True, zero=False)
@@ -288,6 +288,7 @@ def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     panels = dict(zip(KINDS, figure.subplots(1, 3, sharey="%" in y)))
     for kind, axes in panels.items():
         axes.set(title=KINDS[kind], **({"ylim": (0, 102)} if "%" in y else {}))
+        axes.locator_params(axis="x", nbins=6)  # more would run into those of the next panel
     figure.suptitle(title)
     figure.supxlabel(f"{x} ({UNIT})", fontsize="medium")
     panels["u"].set_ylabel(y)

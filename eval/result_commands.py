@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from eval.arguments import ATTACKS, inside
+from eval.arguments import ATTACKS, device_named, inside, load
 from utils import InputError
 
 
@@ -65,23 +65,50 @@ def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 def plot_command(commands: Any) -> None:
     parser = commands.add_parser("plot", help="plots of results folders",
                                  description="All plots that the records of each result support; with --out also one "
-                                             "of all results' certified accuracies and one of their feature norms.")
+                                             "of all results' certified accuracies and one of their feature norms. "
+                                             "With --bin, --backbone and --weights, those of a single result, also "
+                                             "adversarial examples.")
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
     parser.add_argument("--out", metavar="DIR", help="where the plots go (default: each into its results folder)")
+    parser.add_argument("--bin", metavar="FILE", help="its .bin file of pairs")
+    parser.add_argument("--backbone", metavar="NAME", help="its network")
+    parser.add_argument("--weights", metavar="FILE", help="the state dict of the network")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.set_defaults(run=plot)
 
 
 def plot(args: argparse.Namespace) -> None:
     from eval import plots, records
+    from utils.utils_files import sha256
     folders = [folder for results in args.results for folder in records.read_summaries(results)]
     names = [folder.resolve().name for folder in folders]
     if args.out and len(set(names)) < len(names):
         raise InputError(f"--out {args.out}: several results folders have the same name, and so would their plots")
+    subject = (args.bin, args.backbone, args.weights)
+    if any(subject) and not (all(subject) and len(folders) == 1):
+        raise InputError(f"adversarial examples need --bin, --backbone and --weights of one result, found {len(folders)} "
+                         f"results and {sum(map(bool, subject))} of these options")
+    if all(subject):  # first, as this is where something can be wrong
+        flip = records.read_summaries(folders[0])[folders[0]].get("flip", "none")
+        asked = {**records.origin(args.backbone, args.weights, flip), "bin_sha256": sha256(args.bin)}
+        records.refuse_another_subject(folders[0], asked)
     results = {folder: records.read_records(folder, certified=False) for folder in folders}
     for (folder, result), name in zip(results.items(), names):
         print(*plots.write_plots(result, args.out or folder, f"{name}_" if args.out else ""), sep="\n")
     if args.out and len(folders) > 1:
         print(*plots.write_comparison(dict(zip(names, results.values())), args.out), sep="\n")
+    if all(subject):
+        path = Path(args.out or folders[0]) / f"{f'{names[0]}_' if args.out else ''}adversarial_examples.png"
+        _draw_examples(args, results[folders[0]], path)
+        print(path)
+
+
+def _draw_examples(args: argparse.Namespace, found: Any, path: Path) -> None:
+    from eval import examples, plots, verification
+    device = device_named(args.device)
+    network = load(args.backbone, args.weights, found.summary.get("flip", "none"), device)
+    pictures = examples.adversarial_examples(network, verification.read_bin(args.bin), found, device=device)
+    plots.plot_adversarial_examples(pictures.sources, pictures.targets, pictures.adversarials, path, pictures.captions)
 
 
 def curves_command(commands: Any) -> None:

@@ -199,7 +199,7 @@ def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, sample
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])
             bar.update(len(rows))
             bar.set_postfix_str(f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
-        rows = journal.run(stage, samples, work, subject.batch_size, show, whole_batches=attack.published)
+        rows = journal.run(stage, samples, work, subject.batch_size, show)
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 
@@ -242,26 +242,31 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
 
 
 def summarise(found: Records) -> dict[str, Any]:
-    """era_u, era_d, era_i: {attack: {budget: share}}; med_attack_u, _d, _i: {minimum-norm attack: median}; reasons.
+    """era_u, era_d, era_i: {attack: {budget: share}}; cra_attacked_u, _d, _i: the certified shares of the same rows, which
+    ERA cannot be below; med_attack_u, _d, _i: {minimum-norm attack: median}; reasons.
 
     All from the columns of the attacks in the summary; rows that were not attacked (a limit) are in no denominator.
     Medians are the lower of two middle values: over what is right when clean, failures as infinite; of the published
     attack over what counts as a success, on either side, clean errors included. None where there is none, with the
     reason.
     """
-    summary: dict[str, Any] = {f"{what}_{kind}": {} for what in ("era", "med_attack") for kind in OBJECTIVES}
+    summary: dict[str, Any] = {f"{what}_{kind}": {} for what in ("era", "cra_attacked", "med_attack")
+                               for kind in OBJECTIVES}
     stale = tuple(summary)
     reasons = {key: why for key, why in found.summary.get("reasons", {}).items() if not key.startswith(stale)}
     for name, entry in found.summary.get("attacks", {}).items():
         if lacking := {"eps", "eps_u", "minimum_norm", "published"} - set(entry):
             raise InputError(f"attack {name} of the {records.SUMMARY} lacks {', '.join(sorted(lacking))}")
         for kind in OBJECTIVES:
-            table = table_of(found, kind)
+            table, budgets = table_of(found, kind), entry["eps_u" if kind == "u" else "eps"]
             missing = sorted(_columns_of(name, entry, kind) - set(table.columns))
             if missing or entry["minimum_norm"] != (name in MINIMUM_NORM):
                 raise InputError(f"attack {name} of the {records.SUMMARY}: the records lack {', '.join(missing) or 'its norms'}")
-            era = summary[f"era_{kind}"][name] = {
-                str(eps): _era(table, name, eps) for eps in entry["eps_u" if kind == "u" else "eps"]}
+            era = summary[f"era_{kind}"][name] = {str(eps): _era(table, name, eps) for eps in budgets}
+            if "radius" in found.pairs:
+                radius = table["radius_u" if kind == "u" else "radius"]
+                summary[f"cra_attacked_{kind}"][name] = {
+                    str(eps): _share(radius[_outcomes(table, name, eps).index] > eps) for eps in budgets}
             if None in era.values():
                 reasons[f"era_{kind}.{name}"] = "nothing of this kind was attacked"
             if entry["minimum_norm"]:
@@ -281,10 +286,15 @@ def _columns_of(name: str, entry: Mapping[str, Any], kind: str) -> set[str]:
 
 
 def _era(table: pd.DataFrame, name: str, eps: float) -> "float | None":
+    outcomes = _outcomes(table, name, eps)
     if name in MINIMUM_NORM:
-        norm = table[f"norm_{name}"].dropna()
-        return _share(is_right(table)[norm.index] & (norm > eps))
-    return _share(table[f"robust_{name}_{eps}"].dropna().astype(bool))
+        return _share(is_right(table)[outcomes.index] & (outcomes > eps))
+    return _share(outcomes.astype(bool))
+
+
+def _outcomes(table: pd.DataFrame, name: str, eps: float) -> pd.Series:
+    """What an attack came to, of the rows that were attacked."""
+    return table[f"norm_{name}" if name in MINIMUM_NORM else f"robust_{name}_{eps}"].dropna()
 
 
 def _successes(table: pd.DataFrame, name: str) -> pd.Series:
@@ -301,17 +311,23 @@ def _median(norms: pd.Series) -> "tuple[float | None, str]":
     return (median, "") if math.isfinite(median) else (None, "infinite: half of the attacks or more fail")
 
 
+def _percent(share: "float | None") -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
 def describe(found: Records, name: str) -> str:
     """The figures of an attack in a few lines."""
     summary, lines = found.summary, []
     entry = summary["attacks"][name]
     for kind, objective in OBJECTIVES.items():
         era = summary[f"era_{kind}"][name]
-        shares = [f"ERA {eps}: {'-' if share is None else f'{share:.2%}'}" for eps, share in era.items()]
+        certified = summary[f"cra_attacked_{kind}"].get(name, {})
+        shares = [f"ERA {eps}: {_percent(share)}" + (f" (CRA {_percent(certified[eps])})" if eps in certified else "")
+                  for eps, share in era.items()]
         if entry["minimum_norm"]:
             median = summary[f"med_attack_{kind}"][name]
             shares.append(f"median norm: {'-' if median is None else f'{median:.3f}'}")
-        skipped = [f"{share:.2%}" for share in entry["skipped"][kind].values() if share is not None]
+        skipped = [_percent(share) for share in entry["skipped"][kind].values() if share is not None]
         lines.append(f"{objective}: {', '.join(shares)} (needed no attack: {', '.join(skipped) or '-'})")
     lines.append(f"{entry['forward_passes']} images forward, {entry['backward_passes']} backward")
     title = f"{summary.get('bin')}, {name}, {summary['protocol']} protocol, tau {summary['tau']:.3f}"

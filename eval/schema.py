@@ -138,6 +138,6 @@ _ATTACK: "dict[str, Callable[[Any], bool]]" = {
 _SUMMARY: "tuple[tuple[re.Pattern, Callable[[Any], bool]], ...]" = tuple((re.compile(pattern), fits) for pattern, fits in (
     (r"bin|protocol|flip", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
-    (r"cra_[udi]", lambda value: _is_by_budget(value) and bool(value)), (r"era_[udi]", _each(_is_by_budget)),
+    (r"cra_[udi]", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
     (r"med_attack_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),
     (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_std|auc|eer|xi|limit|n_\w+", _is_number)))

@@ -132,3 +132,14 @@ def test_adversarial_examples_succeed_and_are_drawn(world):
     noise = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 0.5
     plots.plot_adversarial_examples(noise, -noise, (1.2 * noise).clamp(-.5, .5), world / "a.png", ["one", "two", "three"])
     assert_is_figure(world / "a.png")
+
+
+def test_the_command_line_draws_adversarial_examples_of_the_result_it_is_given(world, capsys):
+    assert command(world, "certify") == 0
+    subject = ["--bin", str(world / "faces.bin"), "--backbone", "tiny", "--weights", str(world / "tiny.pt"), "--device", "cpu"]
+    assert command_line.main(["plot", str(world / "out"), *subject]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(world / "out" / "adversarial_examples.png")
+    assert_is_figure(world / "out" / "adversarial_examples.png")
+    for wrong, word in ((subject[:2], "--weights"), ([*subject, "--backbone", "tight", "--weights", str(world / "tight.pt")], "backbone")):
+        assert command_line.main(["plot", str(world / "out"), *wrong]) == 2
+        assert word in capsys.readouterr().err

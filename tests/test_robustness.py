@@ -173,6 +173,7 @@ def test_skipping_what_is_certified_changes_costs_only(world):
     assert some["skipped"]["d"]["0.3"] == ((chosen.radius == 0) | (chosen.radius > 0.3)).mean()
     assert every["skipped"]["d"]["0.3"] == (chosen.radius == 0).mean()
     assert summary["era_d"]["pgd"]["0.3"] == chosen["robust_pgd_0.3"].astype(bool).mean()
+    assert summary["cra_attacked_d"]["pgd"] == {eps: (chosen.radius > float(eps)).mean() for eps in ("0.06", "0.3")}
 
 
 def plain_pgd(network, image, target, tau, eps, sign, generator):
@@ -251,6 +252,38 @@ def test_a_part_of_other_settings_is_not_taken_up(tmp_path):
     assert other.passes == {"forward_passes": 0, "backward_passes": 0}
     other.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_are_the_same_on_any_number_of_processes_and_after_an_interruption(tmp_path, monkeypatch):
+    samples = pd.DataFrame({"row": range(11)})
+
+    def batches(folder, ranks, stop=99):
+        made = []
+
+        def work(batch):
+            if len(made) == stop:
+                raise KeyboardInterrupt
+            made.append(batch.index.tolist())
+            return journal.Outcome(pd.DataFrame({"norm": 1.0}, index=batch.index), 1, 1)
+
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(journal, "world_size", lambda: ranks)
+        journals = []
+        for number in range(ranks):  # all are open before one of them writes, as behind their barrier
+            monkeypatch.setattr(journal, "rank", lambda: number)
+            journals.append(journal.Journal(folder, "x", {}))
+        for number, part in enumerate(journals):
+            monkeypatch.setattr(journal, "rank", lambda: number)
+            try:
+                part.run("u", samples, work, 4, lambda rows: None)
+            except (KeyboardInterrupt, KeyError):  # the rows of other ranks are missing, as they do not really run
+                pass
+        return sorted(made)
+
+    whole = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    for ranks in (1, 2, 3, 5):
+        assert batches(tmp_path / str(ranks), ranks) == whole
+    assert batches(tmp_path / "stopped", 1, stop=2) + batches(tmp_path / "stopped", 1) == whole
 
 
 def test_budgets_and_attacks_accumulate_and_other_settings_replace(world):
@@ -351,7 +384,8 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     torch.save(get_backbone("sllnet_mnist").state_dict(), tmp_path / "weights.pt")
     arguments = ["-m", "eval", "attack", "--bin", str(tmp_path / "faces.bin"), "--backbone", "sllnet_mnist",
                  "--weights", str(tmp_path / "weights.pt"), "--device", "cpu", "--num-workers", "0", "--far", "0.3",
-                 "--attack", "pgd", "--eps-u", "0.1", "0.3", "--eps", "0.005", "0.02", "--no-skip", "--steps", "4"]
+                 "--attack", "pgd", "--eps-u", "0.1", "0.3", "--eps", "0.005", "0.02", "--no-skip", "--steps", "4",
+                 "--batch-size", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for ranks in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
