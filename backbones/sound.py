@@ -21,6 +21,15 @@ _UNDERFLOW = 1e-280  # more than what products below the smallest float64 can ad
 _LARGEST_PIXEL = 0.5
 
 
+class Proof(NamedTuple):
+    """What is proven of a network. lipschitz: L, at least the Lipschitz constant in l2 in exact arithmetic; error: E, at least what the
+    embedding of an image, its pixels rounded to float64, is off by in l2; dimension: length of an embedding.
+    """
+    lipschitz: float
+    error: float
+    dimension: int
+
+
 class Sound(nn.Module):
     """Images [N, C, H, W] in [-0.5, 0.5], float64 -> embeddings in float64, of a network of SLL layers with float32 weights.
 
@@ -33,8 +42,8 @@ class Sound(nn.Module):
         layers, plain = dict(sll_layers(network)), dict(self.folded.named_modules())
         self.norms = {name: norm_bound(name, layer, plain[name].weight) for name, layer in layers.items()}
         self.lipschitz = product([layer_constant(layer, self.norms[name]) for name, layer in layers.items()])
-        if not math.isfinite(self.lipschitz):
-            raise InputError(f"the bound of the Lipschitz constant is {self.lipschitz}")
+        if not 0 < self.lipschitz < math.inf:
+            raise InputError(f"the bound of the Lipschitz constant is {self.lipschitz}: no radius can be divided by it")
         self.folded.double()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,23 +51,24 @@ class Sound(nn.Module):
             return self.folded(images)
 
     @torch.no_grad()
-    def forward_error(self, image_size: Sequence[int]) -> float:
-        """E: for every image [C, H, W] = image_size with pixels in [-0.5, 0.5], what `forward` returns, of its pixels rounded to
-        float64, is at most E in l2 from the embedding in exact arithmetic.
+    def prove(self, image_size: Sequence[int]) -> "Proof":
+        """What holds for every image [C, H, W] = image_size with pixels in [-0.5, 0.5], those of uint8 images among them.
 
         Raises InputError where the network does not apply its layers one after another.
         """
         size = math.sqrt(math.prod(image_size)) * _LARGEST_PIXEL * _UP
         state = _State(size, 3 * UNIT * size)  # (x - 127.5) / 255 is rounded twice where it is a product with 1 / 255
-        for name, layer, shape in self._chain(image_size):
+        layers, dimension = self._chain(image_size)
+        for name, layer, shape in layers:
             if isinstance(layer, FoldedSLLConv2d):
                 state = _after_block(state, layer, self.norms[name], shape)
             elif isinstance(layer, nn.Linear):
                 state = _after_dense(state, layer, self.norms[name])
-        return (state.error + 8 * UNIT * state.size) * _UP  # the mean of two embeddings, of mirrored images say, is covered as well
+        # with room for the rounding of the mean of two embeddings, of an image and its mirror image say
+        return Proof(self.lipschitz, (state.error + 8 * UNIT * state.size) * _UP, dimension)
 
-    def _chain(self, image_size: Sequence[int]) -> "list[tuple[str, nn.Module, torch.Size]]":
-        """(name, layer, shape of its input) in the order of evaluation, found by one pass."""
+    def _chain(self, image_size: Sequence[int]) -> "tuple[list[tuple[str, nn.Module, torch.Size]], int]":
+        """(name, layer, shape of its input) in the order of evaluation, found by one pass, and the length of an embedding."""
         seen, handles = [], []
         for name, layer in self._leaves():
             handles.append(layer.register_forward_hook(
@@ -74,7 +84,7 @@ class Sound(nn.Module):
         if any(one is not other for one, other in zip(given, taken)) or result.dtype != torch.float64:
             raise InputError(f"{type(self.folded).__name__} does not apply its layers one after another in float64: "
                              "its rounding has no bound")
-        return [(name, layer, into.shape) for name, layer, into, _ in seen]
+        return [(name, layer, into.shape) for name, layer, into, _ in seen], result.shape[-1]
 
     def _leaves(self) -> "list[tuple[str, nn.Module]]":
         inside = [f"{name}." for name, layer in self.folded.named_modules() if type(layer) in NON_EXPANSIVE]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from backbones import DividedOutput
 from eval import certification, verification
 from eval.verification import PairSet
 from utils import InputError
@@ -25,12 +26,13 @@ _COLUMNS = {
     IMAGES: {"image", "flipped", "norm", "radius_u"}}
 _CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
 _RADII = {"radius", "radius_u"}
+SOUND = ("radius_sound", "radius_u_sound")  # columns of the pairs and of the images that eval/sound.py adds
 _NONE = pd.Series(dtype=float)
 _SUBJECT = ("backbone", "weights_sha256", "bin_sha256")
-_ORIGIN = (*_SUBJECT, "protocol", "far_target", "tau", "code_sha256")
+_ORIGIN = (*_SUBJECT, "lipschitz", "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
 _CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
-         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "subject", "verification")))
+         *(f"eval/{name}.py" for name in ("certification", "records", "robustness", "sound", "subject", "verification")))
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
@@ -189,9 +191,17 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def origin(backbone: str, weights: "str | os.PathLike[str]") -> dict[str, Any]:
-    """Where the embeddings of a result come from, for its summary: the network, its weights and the code."""
-    return {"backbone": backbone, "weights_sha256": sha256(weights), "code_version": code_version(), "code_sha256": code_sha256()}
+def origin(backbone: str, weights: "str | os.PathLike[str]", network: Any = None) -> dict[str, Any]:
+    """Where the embeddings of a result come from, for its summary: the network, its weights, the constant that its embeddings were
+    divided by (`tight`) and the code.
+    """
+    return {"backbone": backbone, "weights_sha256": sha256(weights), "lipschitz": divisor(network),
+            "code_version": code_version(), "code_sha256": code_sha256()}
+
+
+def divisor(network: Any) -> float:
+    """The Lipschitz constant that the embeddings of a network were divided by; 1 where they are as they come."""
+    return network.lipschitz if isinstance(network, DividedOutput) else 1.0
 
 
 def write_records(folder: "str | os.PathLike[str]", records: Records) -> None:

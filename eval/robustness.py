@@ -230,7 +230,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
         return fresh
     records.refuse_others(folder, found.summary, records.fingerprint(fresh.summary))
     for table, old in zip(fresh, found[:2]):
-        for column in old.columns.difference(table.columns):
+        for column in old.columns.difference([*table.columns, *records.SOUND]):
             table[column] = old[column]
     if attacked:
         fresh.summary["attacks"] = attacked
