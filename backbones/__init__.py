@@ -2,10 +2,10 @@
 import contextlib
 import difflib
 import os
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class _Entry(NamedTuple):
     module: str
     builder: str
     arguments: tuple = ()
+    options: "Mapping[str, Any]" = MappingProxyType({})
     lipschitz: bool = False
     scale: float = 1.0  # what pixels in [-0.5, 0.5] are multiplied by before they enter the network
 
@@ -26,6 +27,8 @@ class _Entry(NamedTuple):
 _NETWORKS = {
     "sllnet": _Entry("sllnet", "SLLNet", lipschitz=True),
     "sllnet_small": _Entry("sllnet", "SLLNetSmall", lipschitz=True),
+    "sllnet_p2": _Entry("sllnet", "SLLNet", options={"power": 2}, lipschitz=True),  # the rescaling of powers.py
+    "sllnet_small_p2": _Entry("sllnet", "SLLNetSmall", options={"power": 2}, lipschitz=True),
     "sllnet_mnist": _Entry("toyexamples", "SLLNet_MNIST", lipschitz=True),
     "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
     "net_mnist": _Entry("toyexamples", "Net_MNIST"),
@@ -62,7 +65,7 @@ def get_backbone(name: str, **kw: Any) -> nn.Module:
     """
     entry = _entry(name)
     builder: Callable[..., nn.Module] = getattr(import_module(f"backbones.{entry.module}"), entry.builder)
-    return partial(builder, *entry.arguments)(**kw)
+    return builder(*entry.arguments, **{**entry.options, **kw})
 
 
 def input_scale(name: str) -> float:

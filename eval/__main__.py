@@ -88,7 +88,7 @@ def certify_command(commands: Any) -> None:
     _evaluation_arguments(parser)
     parser.add_argument("--sound", action="store_true",
                         help="also radii that are proven in floating point (columns radius_sound, radius_u_sound), from embeddings in "
-                             "float64; about five times the time")
+                             "float64; three to seven times the time")
     parser.set_defaults(run=certify)
 
 

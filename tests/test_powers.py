@@ -101,7 +101,8 @@ def test_the_norm_comes_closer_to_one_with_the_power():
 
 
 def test_networks_take_the_power_and_keep_their_state_dict():
-    plain, tighter = get_backbone("sllnet_small"), get_backbone("sllnet_small", power=2)
+    plain, tighter = get_backbone("sllnet_small"), get_backbone("sllnet_small_p2")
+    assert repr(tighter) == repr(get_backbone("sllnet_small", power=2)) != repr(plain)
     shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (plain, tighter)]
     assert shapes[0] == shapes[1]
     layers = [module for module in tighter.modules() if isinstance(module, (SLLConv2d, SLLLinear))]
