@@ -1,7 +1,8 @@
 """The Lipschitz constant of a network of SLL layers, bounded from above with proof from the weights that it was given.
 
-Each layer is one whose bound is known: SLL layers, for which it is computed here in float64 from the rescaled weights V that the forward pass
-uses, and layers without parameters that are 1-Lipschitz as they are. Anything else has no bound. docs/soundness.md has the proofs.
+Each layer is one whose bound is known: SLL layers, for which it is computed here in float64 from the rescaled weights V that the
+forward pass uses, and layers without parameters that are 1-Lipschitz as they are. Anything else has no bound. docs/soundness.md has the
+proofs.
 
 A dense layer V z + c has the constant ||V||, whose square is the largest eigenvalue of the Gram matrix V V^T. An SLL block
 z - 2 V^T relu(V z + c) has max(1, 2 ||V||^2 - 1), whatever c is: its Jacobian I - 2 V^T D V, 0 <= D <= 1, lies between 1 - 2 ||V||^2

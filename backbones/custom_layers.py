@@ -235,8 +235,8 @@ class SLLConv2d(_SLL):
     """z -> z - 2 W^T T relu(W * z + b), equation (SLL), for images z [N, cin, H, W]; 1-Lipschitz in l2.
 
     cin: channels of the image; inner_dim: channels of W * z; kernel_size: odd; stride: of the inner convolution (the image keeps its
-    size); bias: one value per inner channel, [1, inner_dim, 1, 1]; power: p of (SLL-p). W starts orthogonal, q standard normal, b uniform in
-    +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
+    size); bias: one value per inner channel, [1, inner_dim, 1, 1]; power: p of (SLL-p). W starts orthogonal, q standard normal, b uniform
+    in +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
     """
 
     def __init__(self, cin: int, inner_dim: int, kernel_size: int = 3, stride: int = 1, bias: bool = False, power: int = 1):

@@ -4,13 +4,13 @@ With A = W W^T, of a convolution the infinite autocorrelation (no zero padding),
 
     1 / t_i = ( sum_j |A^p|_ij exp(q_j - q_i) )^(1/p)                                                           (SLL-p)
 
-keeps z - 2 W^T T relu(W z + b) 1-Lipschitz; p = 1 is equation (SLL) of custom_layers.py. The proof is in docs/soundness.md: the weighted row
-sums D of |A^p| bound A^p <= D, Loewner-Heinz takes the root, and zero padding compresses A.
+keeps z - 2 W^T T relu(W z + b) 1-Lipschitz; p = 1 is equation (SLL) of custom_layers.py. The proof is in docs/soundness.md: the weighted
+row sums D of |A^p| bound A^p <= D, Loewner-Heinz takes the root, and zero padding compresses A.
 
 A^p is computed at the frequencies of a discrete Fourier transform as long as the support of its kernel, 2p(k-1)+1, so that nothing wraps
 around. With rows W_i = n_i V_i of norm 1, m = max n, s = n / m and d_i = s_i exp(q_i) up to a common factor,
 
-    A^p = m^2p  S C S,   C = B (S^2 B)^(p-1),   B = V V^T,        t_i = (d_i / r_i)^(1/p) / (m^2 s_i^(2/p)),    r_i = sum_j,shifts |C|_ij d_j,
+    A^p = m^2p  S C S,    C = B (S^2 B)^(p-1),    B = V V^T,    r_i = sum_j,shifts |C|_ij d_j,    t_i = (d_i / r_i)^(1/p) / (m^2 s_i^(2/p)),
 
 whose products neither overflow nor vanish, however the rows are scaled; every product is scaled again to a largest value of 1.
 """

@@ -1,12 +1,13 @@
 """Certified radii that hold in floating point: proven bounds for the network, its rounding and the rounding of every decision.
 
-With u and v the embeddings as computed, E the bound of their error, L the Lipschitz constant and D their length, the decision of a pair does
-not change while one image moves by less than
+With u and v the embeddings as computed, E the bound of their error, L the Lipschitz constant and D their length, the decision of a pair
+does not change while one image moves by less than
 
     R = (||u|| (sin(min(delta, pi/2)) - 4 E / ||v||) - 2 E) / L,
 
-delta from the cosine and tau, each widened by what a cosine is rounded by, and every operation rounded down. docs/soundness.md has the proof
-and says which function and which arithmetic this is about. Only +, -, *, / and square roots are used, which IEEE 754 rounds correctly.
+delta from the cosine and tau, each widened by what a cosine is rounded by, and every operation rounded down. docs/soundness.md has the
+proof and says which function and which arithmetic this is about. Only +, -, *, / and square roots are used, which IEEE 754 rounds
+correctly.
 """
 from typing import Any, Sequence
 
