@@ -1,11 +1,12 @@
 """Every embedding network by its name."""
+import contextlib
 import difflib
 import math
 import os
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class _Entry(NamedTuple):
     module: str
     builder: str
     arguments: tuple = ()
+    options: "Mapping[str, Any]" = MappingProxyType({})
     lipschitz: bool = False
     scale: float = 1.0  # what pixels in [-0.5, 0.5] are multiplied by before they enter the network
 
@@ -28,6 +30,8 @@ class _Entry(NamedTuple):
 _NETWORKS = {
     "sllnet": _Entry("sllnet", "SLLNet", lipschitz=True),
     "sllnet_small": _Entry("sllnet", "SLLNetSmall", lipschitz=True),
+    "sllnet_p2": _Entry("sllnet", "SLLNet", options={"power": 2}, lipschitz=True),  # the rescaling of powers.py
+    "sllnet_small_p2": _Entry("sllnet", "SLLNetSmall", options={"power": 2}, lipschitz=True),
     "sllnet_mnist": _Entry("toyexamples", "SLLNet_MNIST", lipschitz=True),
     "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
     "net_mnist": _Entry("toyexamples", "Net_MNIST"),
@@ -65,7 +69,7 @@ def get_backbone(name: str, **kw: Any) -> nn.Module:
     """
     entry = _entry(name)
     builder: Callable[..., nn.Module] = getattr(import_module(f"backbones.{entry.module}"), entry.builder)
-    return partial(builder, *entry.arguments)(**kw)
+    return builder(*entry.arguments, **{**entry.options, **kw})
 
 
 def input_scale(name: str) -> float:
@@ -119,19 +123,50 @@ class FlipAveraged(nn.Module):
         return (self.network(images) + self.network(images.flip(-1))) / 2
 
 
+class DividedOutput(nn.Module):
+    """network(images) / lipschitz: 1-Lipschitz where `lipschitz` is a bound for the network. No cosine changes, and every radius grows
+    by 1 / lipschitz, as the norms do.
+    """
+
+    def __init__(self, network: nn.Module, lipschitz: float):
+        super().__init__()
+        self.network, self.lipschitz = network, lipschitz
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) / self.lipschitz
+
+
 def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",
-                 dtype: torch.dtype = torch.float32, **kw: Any) -> nn.Module:
+                 dtype: torch.dtype = torch.float32, tight: bool = False, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
 
-    Raises InputError where the checkpoint is missing, damaged or of another network, and where the layers of a network that is to be
-    1-Lipschitz are not so with these weights (see bounds.py).
+    With `tight` its embeddings are divided by its proven Lipschitz constant (`DividedOutput`), which the norm of the last layer makes
+    smaller than 1. Raises InputError where the checkpoint is missing, damaged or of another network, where the layers of a network that
+    is to be 1-Lipschitz are not so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
     """
+    network = stored_network(name, weights, **kw).to(device=device, dtype=dtype)
+    if is_lipschitz(name):
+        with naming(weights):
+            bound = lipschitz_bound(network)
+            if tight and not bound > 0:
+                raise InputError("the last layer is zero: there is nothing to divide by")
+        return DividedOutput(network, bound).eval() if tight else network
+    if tight:
+        raise InputError(f"backbone {name}: this network is not 1-Lipschitz, so it has no constant to divide by")
+    return network if input_scale(name) == 1 else ScaledInput(network, input_scale(name)).eval()
+
+
+def stored_network(name: str, weights: "str | os.PathLike[str]", **kw: Any) -> nn.Module:
+    """The raw network `name` with the checkpoint `weights`, in eval mode and frozen, its Lipschitz constant not looked at."""
     network = get_backbone(name, **kw)
     load_weights(network, weights)
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    if is_lipschitz(name):
-        try:
-            lipschitz_bound(network)
-        except InputError as error:
-            raise InputError(f"{weights}: {error}") from None
-    return network if input_scale(name) == 1 else ScaledInput(network, input_scale(name)).eval()
+    return network.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def naming(weights: "str | os.PathLike[str]") -> Iterator[None]:
+    """Messages of what is wrong with a network begin with the file of its weights."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{weights}: {error}") from None

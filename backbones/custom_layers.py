@@ -14,6 +14,9 @@ cancel, and the released checkpoints were trained and evaluated that way; its q 
 T commutes with relu, so the block equals  z - 2 V^T relu(V z + c)  with  V = T^(1/2) W  and  c = T^(1/2) b: a plain convolution, relu
 and transposed convolution with rescaled weights. That form is the one computed here: it needs no activation for T and cannot overflow
 in half precision (||V|| <= 1). `rescaled` is the one home of the formula.
+
+With `power=p` a layer takes its t from the p-th power of W W^T instead, see powers.py: less is lost, at a higher cost of the rescaling. The
+parameters are the same.
 """
 import contextlib
 import math
@@ -23,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.powers import root_from_power
 from utils.utils_precision import full_precision
 
 # Up to here one convolution of a kernel with itself is faster than a product for each shift. Forward and backward on a CPU core, in ms:
@@ -161,29 +165,30 @@ def taps(v: Tensor, region) -> Tensor:
     return _taps_view(v, region).reshape(v.shape[0], -1)
 
 
-def _root(weight: Tensor, q: Tensor) -> Tensor:
-    return _RootOfT.apply(weight if weight.dim() == 4 else weight[:, :, None, None], q)[0]
+def _root(weight: Tensor, q: Tensor, power: int) -> Tensor:
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    return _RootOfT.apply(weight, q)[0] if power == 1 else root_from_power(weight, q, power)
 
 
-def rescaling(weight: Tensor, q: Tensor) -> Tensor:
-    """t of equation (SLL), [C], in float32 or better, differentiable.
+def rescaling(weight: Tensor, q: Tensor, power: int = 1) -> Tensor:
+    """t of equation (SLL), or (SLL-p) of powers.py with p = `power`, [C], in float32 or better, differentiable.
 
     weight: [C, Cin, k, k] with odd or even k, or [C, Cin]; q: [C]. t_i is 0 where the sum is 0.
     """
     weight, q = _at_least_float32(weight), _at_least_float32(q)
     with torch.autocast(weight.device.type, enabled=False):
-        return _root(weight, q).square()
+        return _root(weight, q, power).square()
 
 
-def rescaled(weight: Tensor, bias: Optional[Tensor], q: Tensor) -> tuple[Tensor, Optional[Tensor]]:
-    """T^(1/2) W and T^(1/2) b with t of equation (SLL), in float32 or better also under autocast, differentiable.
+def rescaled(weight: Tensor, bias: Optional[Tensor], q: Tensor, power: int = 1) -> tuple[Tensor, Optional[Tensor]]:
+    """T^(1/2) W and T^(1/2) b with t of `rescaling`, in float32 or better also under autocast, differentiable.
 
     weight: [C, Cin, k, k] or [C, Cin]; bias: C values in any shape, or None; q: [C]. The bias comes back as [C].
     """
     kept = weight.dtype
     weight, q = _at_least_float32(weight), _at_least_float32(q)
     with torch.autocast(weight.device.type, enabled=False):
-        root = _root(weight, q)
+        root = _root(weight, q, power)
         folded_weight = weight * root.view(-1, *(1,) * (weight.dim() - 1))
         folded_bias = None if bias is None else bias.flatten().to(weight.dtype) * root
     return folded_weight.to(kept), None if folded_bias is None else folded_bias.to(kept)
@@ -208,13 +213,26 @@ def _equal(kept: "tuple[Optional[Tensor], ...]", now: "tuple[Optional[Tensor], .
 
 
 class _SLL(nn.Module):
-    """Weights W, bias b, free parameters q, and the rescaled weights while nothing asks for their gradient."""
+    """Weights W, bias b, free parameters q, and the rescaled weights while nothing asks for their gradient.
+
+    power: p of the rescaling (SLL-p). Raises ValueError unless it is a positive integer.
+    """
 
     weight: nn.Parameter
     bias: Optional[nn.Parameter]
     q: nn.Parameter
     _kept = None  # (copies of the parameters, T^(1/2) W, T^(1/2) b)
     _shared = None  # T^(1/2) W and T^(1/2) b of this optimiser step, see `RescaledOnce`
+
+    def __init__(self, power: int):
+        super().__init__()
+        if not isinstance(power, int) or power < 1:
+            raise ValueError(f"power is {power!r}: it must be a positive integer")
+        self.power = power
+
+    def fresh(self) -> tuple[Tensor, Optional[Tensor]]:
+        """T^(1/2) W and T^(1/2) b, computed anew."""
+        return rescaled(self.weight, self.bias, self._free_parameters(), self.power)
 
     def rescaled(self) -> tuple[Tensor, Optional[Tensor]]:
         """T^(1/2) W and T^(1/2) b; computed anew whenever a gradient of the parameters may be asked for or a parameter changed."""
@@ -225,15 +243,18 @@ class _SLL(nn.Module):
         parameters = (self.weight, self.bias, self._free_parameters())
         gradients = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
         if gradients or torch._C._are_functorch_transforms_active():  # what a transform of torch.func sees belongs to that call
-            return rescaled(*parameters)
+            return self.fresh()
         if self._kept is None or not _equal(self._kept[0], parameters):
             with torch.no_grad(), torch.inference_mode(False):
                 copies = tuple(None if p is None else p.detach().clone() for p in parameters)
-                self._kept = (copies, *rescaled(*copies))
+                self._kept = (copies, *rescaled(*copies, self.power))
         return self._kept[1], self._kept[2]
 
     def _free_parameters(self) -> Tensor:
         return self.q
+
+    def _extra(self) -> str:
+        return f", power={self.power}" if self.power > 1 else ""
 
     def train(self, mode: bool = True):
         self._kept = None
@@ -265,12 +286,12 @@ class SLLConv2d(_SLL):
     """z -> z - 2 W^T T relu(W * z + b), equation (SLL), for images z [N, cin, H, W]; 1-Lipschitz in l2.
 
     cin: channels of the image; inner_dim: channels of W * z; kernel_size: odd; stride: of the inner convolution (the image keeps its
-    size); bias: one value per inner channel, [1, inner_dim, 1, 1]. W starts orthogonal, q standard normal, b uniform in
-    +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
+    size); bias: one value per inner channel, [1, inner_dim, 1, 1]; power: p of (SLL-p). W starts orthogonal, q standard normal, b uniform
+    in +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
     """
 
-    def __init__(self, cin: int, inner_dim: int, kernel_size: int = 3, stride: int = 1, bias: bool = False):
-        super().__init__()
+    def __init__(self, cin: int, inner_dim: int, kernel_size: int = 3, stride: int = 1, bias: bool = False, power: int = 1):
+        super().__init__(power)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}: it must be odd")
         self.stride, self.padding = stride, kernel_size // 2
@@ -291,17 +312,17 @@ class SLLConv2d(_SLL):
 
     def extra_repr(self) -> str:
         inner, cin, k, _ = self.weight.shape
-        return f"{cin}, {inner}, kernel_size={k}, stride={self.stride}, bias={self.bias is not None}"
+        return f"{cin}, {inner}, kernel_size={k}, stride={self.stride}, bias={self.bias is not None}{self._extra()}"
 
 
 class SLLLinear(_SLL):
-    """z -> T^(1/2) (W z + b), t of equation (SLL) with q = 0, for z [..., ic]; 1-Lipschitz in l2. W starts orthogonal.
+    """z -> T^(1/2) (W z + b), t of equation (SLL), or (SLL-p), with q = 0, for z [..., ic]; 1-Lipschitz in l2. W starts orthogonal.
 
     `q`, standard normal at the start, has no effect and asks for no gradient: see the head of this file.
     """
 
-    def __init__(self, ic: int, oc: int, bias: bool = False):
-        super().__init__()
+    def __init__(self, ic: int, oc: int, bias: bool = False, power: int = 1):
+        super().__init__(power)
         self.weight = nn.Parameter(torch.empty(oc, ic))
         self.bias = nn.Parameter(torch.empty(oc)) if bias else None
         self.q = nn.Parameter(torch.empty(oc), requires_grad=False)
@@ -321,7 +342,7 @@ class SLLLinear(_SLL):
         return F.linear(z, *self.rescaled())
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}"
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}{self._extra()}"
 
 
 class RescaledOnce:
@@ -344,7 +365,7 @@ class RescaledOnce:
 
     def __enter__(self) -> "RescaledOnce":
         with torch.enable_grad():
-            self.live = [rescaled(layer.weight, layer.bias, layer._free_parameters()) for layer in self.layers]
+            self.live = [layer.fresh() for layer in self.layers]
         for layer, live in zip(self.layers, self.live):
             layer._shared = tuple(None if value is None else value.detach().requires_grad_() for value in live)
         return self
@@ -439,9 +460,9 @@ class Downsize(nn.Module):
 class SLLStage(nn.Module):
     """`depth` blocks SLLConv2d(channels, channels, 3x3, bias) in a row, on [N, channels, H, W]."""
 
-    def __init__(self, channels: int, depth: int):
+    def __init__(self, channels: int, depth: int, power: int = 1):
         super().__init__()
-        self.layer = nn.Sequential(*(SLLConv2d(channels, channels, bias=True) for _ in range(depth)))
+        self.layer = nn.Sequential(*(SLLConv2d(channels, channels, bias=True, power=power) for _ in range(depth)))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layer(z)

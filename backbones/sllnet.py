@@ -12,25 +12,25 @@ class SLLNet(nn.Module):
     """The paper's network: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
     config: the number of SLL blocks in each of the four stages, [3, 4, 6, 3] in the paper. emb_size: length of an embedding. fp16: run
-    the convolutions under float16 autocast on CUDA; the rescaling and the dense layer stay in float32. 24,179,648 parameters at the
-    published setting.
+    the convolutions under float16 autocast on CUDA; the rescaling and the dense layer stay in float32. power: p of the rescaling
+    (powers.py), 1 in the paper; the parameters are the same. 24,179,648 parameters at the published setting.
     """
 
-    def __init__(self, config: Sequence[int] = (3, 4, 6, 3), emb_size: int = 512, fp16: bool = False):
+    def __init__(self, config: Sequence[int] = (3, 4, 6, 3), emb_size: int = 512, fp16: bool = False, power: int = 1):
         super().__init__()
         if len(config) != 4:
             raise ValueError(f"config has {len(config)} stages, expected 4: {config}")
         self.fp16 = fp16
-        self.stem = nn.Sequential(PaddingChannels(32), SLLConv2d(32, 32, bias=True), Downsize(32, 64))
-        self.layer1 = SLLStage(64, config[0])
+        self.stem = nn.Sequential(PaddingChannels(32), SLLConv2d(32, 32, bias=True, power=power), Downsize(32, 64))
+        self.layer1 = SLLStage(64, config[0], power)
         self.downsize1 = Downsize(64, 128)
-        self.layer2 = SLLStage(128, config[1])
+        self.layer2 = SLLStage(128, config[1], power)
         self.downsize2 = Downsize(128, 256)
-        self.layer3 = SLLStage(256, config[2])
+        self.layer3 = SLLStage(256, config[2], power)
         self.downsize3 = Downsize(256, 512)
-        self.layer4 = SLLStage(512, config[3])
+        self.layer4 = SLLStage(512, config[3], power)
         self.flatten = nn.Flatten()
-        self.linear = SLLLinear(512 * 7 * 7, emb_size)
+        self.linear = SLLLinear(512 * 7 * 7, emb_size, power=power)
 
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 112, 112] -> [N, 25088], everything before the dense layer."""
@@ -56,21 +56,22 @@ class SLLNetSmall(nn.Module):
     """A CPU-sized SLLNet: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
     PixelUnshuffle(4), an isometry, takes the place of the first two downsizings, which would cost most of the time and lose half of
-    the channels each; then stages of 64, 128 and 256 channels at 28, 14 and 7 pixels, `config` blocks each. 2.4 million parameters.
+    the channels each; then stages of 64, 128 and 256 channels at 28, 14 and 7 pixels, `config` blocks each. power: as for SLLNet. 2.4
+    million parameters.
     """
 
-    def __init__(self, config: Sequence[int] = (1, 1, 1), emb_size: int = 128):
+    def __init__(self, config: Sequence[int] = (1, 1, 1), emb_size: int = 128, power: int = 1):
         super().__init__()
         if len(config) != 3:
             raise ValueError(f"config has {len(config)} stages, expected 3: {config}")
         self.stem = nn.Sequential(nn.PixelUnshuffle(4), PaddingChannels(64))
-        self.layer1 = SLLStage(64, config[0])
+        self.layer1 = SLLStage(64, config[0], power)
         self.downsize1 = Downsize(64, 128)
-        self.layer2 = SLLStage(128, config[1])
+        self.layer2 = SLLStage(128, config[1], power)
         self.downsize2 = Downsize(128, 256)
-        self.layer3 = SLLStage(256, config[2])
+        self.layer3 = SLLStage(256, config[2], power)
         self.flatten = nn.Flatten()
-        self.linear = SLLLinear(256 * 7 * 7, emb_size)
+        self.linear = SLLLinear(256 * 7 * 7, emb_size, power=power)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsize1(self.layer1(self.stem(x)))

@@ -68,6 +68,8 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--flip", choices=("none", "average"), default="none",
                         help="average: the embedding is the mean of those of the image and its mirror image (default none)")
+    parser.add_argument("--tight", action="store_true",
+                        help="divide embeddings by the proven Lipschitz constant of the network: no cosine changes, and radii grow")
     parser.add_argument("--batch-size", type=inside(int, 0, math.inf), default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--num-workers", type=inside(int, -1, 1025), default=2, metavar="N",
@@ -85,6 +87,9 @@ def certify_command(commands: Any) -> None:
                         help="also certified accuracies for budgets --eps-p in these l_p norms, from 1 to inf")
     parser.add_argument("--eps-p", type=inside(float, 0, math.inf), nargs="+", default=[0.5, 1.0], metavar="EPS",
                         help="budgets of --p in grey levels, which are 1/255 (default 0.5 1)")
+    parser.add_argument("--sound", action="store_true",
+                        help="also radii that are proven in floating point (columns radius_sound, radius_u_sound), from embeddings in "
+                             "float64; three to seven times the time")
     parser.set_defaults(run=certify)
 
 
@@ -95,11 +100,16 @@ def certify(args: argparse.Namespace) -> None:
     from backbones import is_lipschitz
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
-    from eval import budgets, records, robustness, tables, verification
+    if args.sound and (args.tight or args.flip == "average"):
+        raise InputError("--sound: its radii are divided by the Lipschitz constant already and are of single images, leave --tight and "
+                         "--flip average out")
+    from backbones.sound import load_sound
+    from eval import budgets, records, robustness, sound, tables, verification
     from utils.utils_files import sha256
     device = device_named(args.device)
-    network = load(args.backbone, args.weights, args.flip, device)
-    origin = records.origin(args.backbone, args.weights, args.flip)
+    network = (load_sound(args.backbone, args.weights, device) if args.sound else
+               load(args.backbone, args.weights, device, args.flip, args.tight))
+    origin = records.origin(args.backbone, args.weights, network)
     results = []
     for folder, path in zip(folders, args.bin):
         pair_set = verification.read_bin(path)
@@ -110,11 +120,19 @@ def certify(args: argparse.Namespace) -> None:
                                  device=device, batch_size=args.batch_size, num_workers=args.num_workers,
                                  progress=pair_set.name)
         result.summary.update({**source, **budgets.further(result, pair_set, args.far, args.certified_far, args.p, args.eps_p)})
+        if args.sound:
+            sound.add(result, sound.prove(network, pair_set), args.eps_u, args.eps)
         results.append(robustness.keep_attacks(folder, result))
     for folder, result in zip(folders, results):
         records.write_records(folder, result)
     print(tables.render(tables.table1(result.summary for result in results)))
     print(*(line for result in results for line in budgets.describe(result.summary)), sep="", end="")
+    if args.tight:
+        print(f"L = {origin['lipschitz']:.9g}, which embeddings are divided by")
+    if args.sound:
+        print(tables.render(tables.table1(sound.summary(result) for result in results)))
+        print(f"L = {network.lipschitz:.9g}, E = {max(result.summary['sound_error'] for result in results):.3g}: the radii of the second "
+              "table hold in floating point")
 
 
 def attack_command(commands: Any) -> None:
@@ -210,10 +228,10 @@ def identify(args: argparse.Namespace) -> None:
     from eval import identification, records
     device = device_named(args.device)
     dataset = get_dataset(args.rec)
-    origin = {**records.origin(args.backbone, args.weights, args.flip), "faces": Path(args.rec).name,
+    network = load(args.backbone, args.weights, device, args.flip, args.tight)
+    origin = {**records.origin(args.backbone, args.weights, network), "faces": Path(args.rec).name,
               "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)
-    network = load(args.backbone, args.weights, args.flip, device)
     split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
     probes, summary = identification.identify(network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
                                               batch_size=args.batch_size, num_workers=args.num_workers, progress=origin["faces"])
@@ -240,9 +258,9 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
     from eval import records, subject, verification
     from utils.utils_distributed import process_group
     from utils.utils_files import sha256
-    origin = records.origin(args.backbone, args.weights, args.flip)
     with process_group(args.device) as device:
-        network = load(args.backbone, args.weights, args.flip, device)
+        network = load(args.backbone, args.weights, device, args.flip, args.tight)
+        origin = records.origin(args.backbone, args.weights, network)
         for folder, path in zip(folders, args.bin):
             pair_set = verification.read_bin(path)
             verification.require_size(network, pair_set)

@@ -49,8 +49,10 @@ def device_named(name: "str | None") -> Any:
     return device
 
 
-def load(backbone: str, weights: str, flip: str, device: Any) -> Any:
-    """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too."""
+def load(backbone: str, weights: str, device: Any, flip: str = "none", tight: bool = False) -> Any:
+    """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too; tight: as
+    `backbones.load_network`.
+    """
     from backbones import FlipAveraged, load_network
-    network = load_network(backbone, weights, device=device)
+    network = load_network(backbone, weights, device=device, tight=tight)
     return FlipAveraged(network).eval() if flip == "average" else network

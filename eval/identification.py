@@ -27,7 +27,7 @@ from utils.utils_files import atomic_write, read_json, write_json
 
 PROBES = "probes.csv"
 TASK = "identification"  # what tells these summaries from those of pairs
-_SUBJECT = ("backbone", "weights_sha256", "flip", "faces_fingerprint")
+_SUBJECT = ("backbone", "weights_sha256", "flip", "lipschitz", "faces_fingerprint")
 _CHUNK = 512  # probes that are compared with all templates at a time
 
 

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from backbones import DividedOutput, FlipAveraged
 from eval import certification, schema, verification
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_files import atomic_write, read_json, sha256, write_json
+from utils.utils_files import atomic_write, sha256, write_json
 from utils.utils_image import decode_image
 
 PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audit.json"
@@ -24,16 +25,17 @@ _COLUMNS = {
     PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "norm_left", "norm_right", "accepted", "radius"},
     IMAGES: {"image", "flipped", "norm", "radius_u"}}
 _RADII = {"radius", "radius_u"}
+SOUND = ("radius_sound", "radius_u_sound")  # columns of the pairs and of the images that eval/sound.py adds
 _NONE = pd.Series(dtype=float)
 # who may be attacked, besides one image of a pair: both, each by eps, or both with one budget; the same under either protocol, as
 # the paper has none of these
 THREATS = {"both": certification.two_sided_radius, "joint": certification.joint_radius}
 _SUBJECT = ("backbone", "weights_sha256", "flip", "bin_sha256")
-_ORIGIN = (*_SUBJECT, "protocol", "far_target", "tau", "code_sha256")
+_ORIGIN = (*_SUBJECT, "lipschitz", "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
 _CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
-         *(f"eval/{name}.py" for name in ("budgets", "certification", "identification", "records", "robustness", "schema", "subject",
-                                          "verification")))
+         *(f"eval/{name}.py" for name in ("budgets", "certification", "identification", "records", "robustness", "schema", "sound",
+                                          "subject", "verification")))
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
@@ -205,12 +207,15 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def origin(backbone: str, weights: "str | os.PathLike[str]", flip: str = "none") -> dict[str, Any]:
+def origin(backbone: str, weights: "str | os.PathLike[str]", network: Any = None) -> dict[str, Any]:
     """Where the embeddings of a result come from, for its summary: the network, its weights, whether mirrored images are
-    averaged in ("average" or "none") and the code.
+    averaged in ("average" or "none"), the constant that its embeddings were divided by (`tight`) and the code.
     """
-    return {"backbone": backbone, "weights_sha256": sha256(weights), "flip": flip, "code_version": code_version(),
-            "code_sha256": code_sha256()}
+    averaged = isinstance(network, FlipAveraged)
+    inner = network.network if averaged else network
+    return {"backbone": backbone, "weights_sha256": sha256(weights), "flip": "average" if averaged else "none",
+            "lipschitz": inner.lipschitz if isinstance(inner, DividedOutput) else 1.0,
+            "code_version": code_version(), "code_sha256": code_sha256()}
 
 
 def write_records(folder: "str | os.PathLike[str]", records: Records) -> None:

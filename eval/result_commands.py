@@ -90,7 +90,7 @@ def plot(args: argparse.Namespace) -> None:
                          f"results and {sum(map(bool, subject))} of these options")
     if all(subject):  # first, as this is where something can be wrong
         flip = records.read_summaries(folders[0])[folders[0]].get("flip", "none")
-        asked = {**records.origin(args.backbone, args.weights, flip), "bin_sha256": sha256(args.bin)}
+        asked = {**records.origin(args.backbone, args.weights), "flip": flip, "bin_sha256": sha256(args.bin)}
         records.refuse_another_subject(folders[0], asked)
     results = {folder: records.read_records(folder, certified=False) for folder in folders}
     for (folder, result), name in zip(results.items(), names):
@@ -106,7 +106,7 @@ def plot(args: argparse.Namespace) -> None:
 def _draw_examples(args: argparse.Namespace, found: Any, path: Path) -> None:
     from eval import examples, plots, verification
     device = device_named(args.device)
-    network = load(args.backbone, args.weights, found.summary.get("flip", "none"), device)
+    network = load(args.backbone, args.weights, device, found.summary.get("flip", "none"))
     pictures = examples.adversarial_examples(network, verification.read_bin(args.bin), found, device=device)
     plots.plot_adversarial_examples(pictures.sources, pictures.targets, pictures.adversarials, path, pictures.captions)
 

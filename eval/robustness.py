@@ -233,7 +233,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
         if len(table) != len(old):
             raise InputError(f"{folder / name}: {len(old)} rows, expected {len(table)}")
     for table, old in zip(fresh, found[:2]):
-        for column in old.columns.difference(table.columns):
+        for column in old.columns.difference([*table.columns, *records.SOUND]):
             table[column] = old[column]
     if attacked:
         fresh.summary["attacks"] = attacked

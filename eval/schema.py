@@ -22,7 +22,8 @@ REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys
 # kind of value, and range, of the columns of pairs.csv and images.csv
 _BOOLEANS = ("flipped", "same", "accepted")
 _INTEGERS = ("pair", "left", "right", "image")
-_NUMBERS = ("norm_left", "norm_right", "norm", "radius", "radius_u", "radius_both", "radius_joint")
+_NUMBERS = ("norm_left", "norm_right", "norm", "radius", "radius_u", "radius_both", "radius_joint",
+            "radius_sound", "radius_u_sound")
 _ROBUST = re.compile(r"robust_[a-z]+_(\d+(\.\d+)?(e-?\d+)?)")
 
 
@@ -140,4 +141,4 @@ _SUMMARY: "tuple[tuple[re.Pattern, Callable[[Any], bool]], ...]" = tuple((re.com
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
     (r"cra_[udi]", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
     (r"med_attack_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),
-    (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_std|auc|eer|xi|limit|n_\w+", _is_number)))
+    (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_std|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+", _is_number)))

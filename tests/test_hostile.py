@@ -441,8 +441,8 @@ def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(mo
                 lipschitz_bound(network)
     assert lipschitz_bound(Tight()) == pytest.approx(1, abs=1e-6)
     rescaled = SLLConv2d.rescaled
-    monkeypatch.setattr(SLLConv2d, "rescaled", lambda layer: (rescaled(layer)[0] * 1.001, None))
-    with pytest.raises(InputError, match="layer 1: its Lipschitz constant may be 1.001"):
+    monkeypatch.setattr(SLLConv2d, "rescaled", lambda layer: (rescaled(layer)[0] * 1.001, None))  # 2 * 1.001^2 - 1
+    with pytest.raises(InputError, match="layer 1: its Lipschitz constant may be 1.004"):
         lipschitz_bound(Tight())
 
 
