@@ -100,9 +100,10 @@ def certify(args: argparse.Namespace) -> None:
     from backbones import is_lipschitz
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
-    if args.sound and (args.tight or args.flip == "average"):
-        raise InputError("--sound: its radii are divided by the Lipschitz constant already and are of single images, leave --tight and "
-                         "--flip average out")
+    if args.sound and args.tight:
+        raise InputError("--sound: its radii are divided by the Lipschitz constant already, leave --tight out")
+    if args.sound and args.flip == "average":
+        raise InputError("--sound: its proof is of one pass over an image, leave --flip average out")
     from backbones.sound import load_sound
     from eval import budgets, records, robustness, sound, tables, verification
     from utils.utils_files import sha256

@@ -20,7 +20,7 @@ from utils import InputError
 from utils.utils_files import sha256
 from utils.utils_image import decode_image, encode_image
 
-EPS_U, EPS = ("0.1", "0.4"), ("0.01", "0.2")
+EPS_U, EPS = ("0.1", "0.4"), ("0.2", "0.45")
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +104,7 @@ def test_figures_are_those_of_the_definitions(files, result):
         assert summary[f"cra_{kind}"] == {eps: np.mean([r > float(eps) for r in radii]) for eps in budgets}
         assert summary[f"med_{kind}"] == pytest.approx(lower(radii), **close)
     assert read_csv(out / "pairs.csv")["radius"].to_numpy() == pytest.approx([r for *_, r in found], **close)
-    assert 0 < summary["cra_d"]["0.01"] < 1 and 0 < summary["cra_u"]["0.4"]  # the comparison is not about nothing
+    assert 0 < summary["cra_d"]["0.45"] < 1 and 0 < summary["cra_u"]["0.4"]  # the comparison is not about nothing
 
 
 def test_every_figure_follows_from_the_csv_files(files, result):

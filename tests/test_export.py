@@ -89,7 +89,7 @@ def test_command_line(network, tmp_path, capsys):
     assert done.returncode == 0 and (tmp_path / "m.ts").exists(), done.stderr
     for arguments, message in ((["--out", str(tmp_path / "m.exe")], ".onnx"), (["--weights", str(tmp_path / "no.pt"), "--out", "m.ts"], "no.pt"),
                                (["--backbone", "iresnet18", "--out", "m.ts"], "nothing to fold")):
-        assert main(["--backbone", "sllnet_mnist", "--weights", str(tmp_path / "w.pt"), *arguments]) == 2
+        assert main(["--backbone", "sllnet_mnist", "--weights", str(tmp_path / "w.pt"), "--image-size", "1", "28", "28", *arguments]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="ends in one of"):
         export(network, tmp_path / "m", (1, 28, 28))

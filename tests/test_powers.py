@@ -106,7 +106,7 @@ def test_networks_take_the_power_and_keep_their_state_dict():
     shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (plain, tighter)]
     assert shapes[0] == shapes[1]
     layers = [module for module in tighter.modules() if isinstance(module, (SLLConv2d, SLLLinear))]
-    assert len(layers) == 7 and {layer.power for layer in layers} == {2} and "power=2" in repr(layers[0])
+    assert len(layers) == 4 and {layer.power for layer in layers} == {2} and "power=2" in repr(layers[0])
     large = get_backbone("sllnet", config=[1, 1, 1, 1], emb_size=8, power=2)
     assert {module.power for module in large.modules() if isinstance(module, (SLLConv2d, SLLLinear))} == {2}
     for wrong in (0, 1.5, "2"):
