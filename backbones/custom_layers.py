@@ -277,7 +277,9 @@ def sll_block(z: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int, pa
     # a strided convolution forgets up to stride - 1 rows and columns, which its transpose has to give back
     lost = [(n + 2 * padding - weight.shape[-1]) % stride for n in z.shape[-2:]] if stride > 1 else 0
     step = F.conv_transpose2d(h, weight, stride=stride, padding=padding, output_padding=lost)
-    if torch.is_grad_enabled() or step.dtype != z.dtype:
+    # what is exported has no operations in place, which not every exporter gets right
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if traced or torch.is_grad_enabled() or step.dtype != z.dtype:
         return torch.sub(z, step, alpha=2)
     return step.mul_(-2).add_(z)  # the same, without memory for another image
 

@@ -62,7 +62,6 @@ def fold(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-@torch.no_grad()
 def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Sequence[int]) -> None:
     """Write the folded `network`, which takes images [N, C, H, W] with image_size = (C, H, W), to `path` in the format of its ending.
 
