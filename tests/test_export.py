@@ -93,3 +93,15 @@ def test_command_line(network, tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="ends in one of"):
         export(network, tmp_path / "m", (1, 28, 28))
+
+
+@pytest.mark.parametrize("ending", [".ts", ".pt2"])
+def test_what_computes_something_else_is_not_written(network, tmp_path, monkeypatch, ending):
+    """As an exporter with an error would."""
+    module = sys.modules["backbones.export"]
+    written = module._WRITERS[ending]
+    other = fold(get_backbone("sllnet_mnist"))
+    monkeypatch.setitem(module._WRITERS, ending, lambda network, example, path: written(other, example, path))
+    with pytest.raises(InputError, match="other embeddings"):
+        export(network, tmp_path / f"m{ending}", (1, 28, 28))
+    assert not list(tmp_path.iterdir())
