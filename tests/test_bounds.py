@@ -107,6 +107,7 @@ def test_a_wrong_decomposition_makes_the_bound_larger_never_smaller(monkeypatch)
 
 
 def test_layers_below_one_count_and_blocks_do_not():
+    torch.manual_seed(0)  # where the signs of the four rows' products agree, as they do one time in eight, the row sums lose nothing
     block, dense = SLLConv2d(3, 3), SLLLinear(27, 4)
     nn.init.normal_(dense.weight)
     alone = lipschitz_bound(nn.Sequential(dense))
