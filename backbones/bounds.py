@@ -20,8 +20,10 @@ from typing import Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, SLLStage, half_shifts, taps
+from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
 from backbones.powers import binary_power
+from backbones.rescaling import half_shifts, taps
+from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
 from utils import InputError
 
 # of ||V|| in float32: the entries of V are off by 6e-8 of themselves each, and so is the norm, a few times over

@@ -4,7 +4,7 @@ With A = W W^T, of a convolution the infinite autocorrelation (no zero padding),
 
     1 / t_i = ( sum_j |A^p|_ij exp(q_j - q_i) )^(1/p)                                                           (SLL-p)
 
-keeps z - 2 W^T T relu(W z + b) 1-Lipschitz; p = 1 is equation (SLL) of custom_layers.py. The proof is in docs/soundness.md: the weighted
+keeps z - 2 W^T T relu(W z + b) 1-Lipschitz; p = 1 is equation (SLL) of rescaling.py. The proof is in docs/soundness.md: the weighted
 row sums D of |A^p| bound A^p <= D, Loewner-Heinz takes the root, and zero padding compresses A.
 
 A^p is computed at the frequencies of a discrete Fourier transform as long as the support of its kernel, 2p(k-1)+1, so that nothing wraps

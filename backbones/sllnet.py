@@ -5,7 +5,8 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear, SLLStage
+from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
+from backbones.shapes import Downsize, PaddingChannels
 
 
 class SLLNet(nn.Module):

@@ -5,7 +5,8 @@ is the unconstrained counterpart of SLLNetSmall and takes faces as that does.
 """
 from torch import Tensor, nn
 
-from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear, SLLStage
+from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
+from backbones.shapes import Downsize, PaddingChannels
 
 EMBEDDING = 512
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.custom_layers import SLLConv2d, SLLLinear
+from backbones.shapes import Downsize
 
 
 def plain_t(weight: Tensor, q: Tensor) -> Tensor:
@@ -49,7 +50,6 @@ class PlainMaxMin(nn.Module):
 
 def plain(network: nn.Module) -> nn.Module:
     """A copy of an SLL network with the same weights, computed the plain way."""
-    from backbones.custom_layers import Downsize
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():

@@ -1,0 +1,236 @@
+"""The rescaling T^(1/2) of the weights of an SLL layer, once for a step and with a backward pass of its own.
+
+For weights W [C, Cin, k, k] and free parameters q [C]
+
+    1 / t_i = sum_j |W W^T|_ij exp(q_j - q_i),                                                                  (SLL)
+
+where W W^T is, for a convolution, the zero-padded autocorrelation of the kernel, whose (2k-1)^2 shifts the sum runs over as well.
+custom_layers.py says what the layers do with it. With a power p other than 1, t is that of powers.py.
+"""
+import contextlib
+import itertools
+import math
+from typing import Iterator, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.powers import root_from_power
+from utils.utils_precision import full_precision
+
+# Up to here one convolution of a kernel with itself is faster than a product for each shift. Forward and backward on a CPU core, in ms:
+# 1.4 by products and 0.8 by convolution for 32 channels, 2.5 and 1.8 for 64, 4.8 and 4.6 for 96; forward alone, 3.9 and 5.2 for 128.
+FEW_CHANNELS = 96
+
+
+class _RootOfT(torch.autograd.Function):
+    """sqrt(t) of equation (SLL), [C], from weight [C, Cin, k, k] and q [C] in float32 or float64; what follows it is for backward.
+
+    With W_i = n_i V_i, n_i = max|W_i|, and d_i = n_i exp(q_i) up to a common factor, the equation becomes
+
+        t_i = d_i / (n_i^2 r_i),    r_i = sum_{j,s} |K_ij[s]| d_j,    K_ij[s] = sum_{c,p} V[i,c,p] V[j,c,p+s],
+
+    whose products neither overflow nor vanish, however the rows are scaled. As K_ij[-s] = K_ji[s], one of each pair of shifts s is
+    enough, and a shift by (dy, dx) has (k-|dy|)(k-|dx|) overlapping taps only: 45 C^2 Cin multiply-adds for 3x3 kernels, against 225
+    when the weight is convolved with itself, which is done all the same for few channels: see `_is_small`. Only the K are kept for
+    backward, which costs twice the forward, or as much where the K of all shifts are known.
+
+    Rows of zeros, and rows whose d is below rounding next to the largest, get t_i = 0. That drops the row, which is never unsound: the
+    bound for the other rows does not need it.
+    """
+
+    generate_vmap_rule = True  # torch.func works on the networks, so nothing here writes unbatched values into batched ones
+
+    @staticmethod
+    def forward(weight: Tensor, q: Tensor) -> tuple[Tensor, ...]:
+        info = torch.finfo(weight.dtype)
+        n = weight.abs().flatten(1).amax(1)
+        log_d = torch.where(n >= info.tiny, q + n.clamp_min(info.tiny).log(), -math.inf)
+        d = torch.exp(log_d - log_d.amax().clamp_min(info.min))
+        d = torch.where(d > info.tiny / info.eps, d, 0.0)
+        n = torch.where(d > 0, n, 1.0)
+        with _exact_products(weight):
+            if weight.shape[-1] == 1:
+                correlations = [sum(_product(part, part) for part in _parts(weight, n))]
+                r = correlations[0].abs() @ d
+            elif _is_small(weight):
+                v = weight / n.view(-1, 1, 1, 1)
+                correlations = [F.conv2d(v, v, padding=weight.shape[-1] - 1)]
+                r = correlations[0].abs().sum((2, 3)) @ d
+            else:
+                r, correlations = _by_half_shifts(_by_taps(weight, n), d)
+        root = torch.where(d > 0, torch.sqrt(d / torch.where(d > 0, r, 1.0)), 0.0) / n
+        root = torch.where(root >= info.tiny, root, 0.0)  # too small to be held with full precision: drop the row as well
+        return root, n, d, r, *correlations
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        root, *others = output
+        ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], root, *others)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Optional[Tensor], *_):
+        if grad is None:
+            return None, None
+        weight, root, n, d, r, *correlations = ctx.saved_tensors
+        alive = root > 0
+        half = grad * root / 2
+        grad_r = torch.where(alive, -half / torch.where(alive, r, 1.0), 0.0)
+        grad_d = torch.where(alive, half / torch.where(alive, d, 1.0), 0.0)
+        outer = torch.outer(grad_r, d)
+        outer = outer + outer.T
+        with _exact_products(weight):
+            if weight.shape[-1] == 1:
+                k, = correlations
+                grad_k, scale = outer * k.sign(), 1 / n[:, None]
+                grad_weight = torch.cat([_mix(grad_k, part) * scale for part in _parts(weight, n)], 1)[:, :, None, None]
+                return grad_weight, (grad_d + k.abs() @ grad_r) * d
+            if _is_small(weight):
+                k, = correlations
+                # K_ij[s] = K_ji[-s] makes V as input and V as kernel have the same gradient: `outer` holds both
+                grad_v = F.conv_transpose2d(outer[:, :, None, None] * k.sign(), weight / n.view(-1, 1, 1, 1), padding=weight.shape[-1] - 1)
+                grad_d = grad_d + k.abs().sum((2, 3)) @ grad_r
+            else:
+                grad_v, more = _half_shifts_backward(_by_taps(weight, n), correlations, outer, grad_r)
+                grad_d = grad_d + more
+        # n needs no gradient, as the result does not depend on it
+        return grad_v / n.view(-1, 1, 1, 1), grad_d * d
+
+
+def _is_small(weight: Tensor) -> bool:
+    """Whether one convolution of the weight with itself is faster than a product a shift, whose fixed costs outweigh five times fewer
+    multiply-adds for few channels."""
+    return weight.shape[0] * weight.shape[1] <= FEW_CHANNELS**2
+
+
+def _parts(weight: Tensor, n: Tensor) -> Iterator[Tensor]:
+    """V [C, at most _PART] part by part, of a weight [C, Cin, 1, 1]: of a dense layer, the whole is too large for the cache."""
+    return (part / n[:, None] for part in weight[:, :, 0, 0].split(_PART, 1))
+
+
+def _by_half_shifts(v: Tensor, d: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """r [C] and the K [C, C] of one of each pair of shifts, of v [k, k, C, Cin]."""
+    r, correlations = torch.zeros_like(d), []
+    for shift in half_shifts(v.shape[0]):
+        k = sum(_product(v[here], v[there]) for here, there in _tap_pairs(*shift))
+        magnitude = k.abs()
+        r += magnitude @ d
+        if shift[0] != shift[1]:
+            r += d @ magnitude
+        correlations.append(k)
+    return r, correlations
+
+
+def _half_shifts_backward(v: Tensor, correlations: list[Tensor], outer: Tensor, grad_r: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of V [C, Cin, k, k] and, through r, of d [C]."""
+    grad_v, grad_d = torch.zeros_like(grad_r).view(-1, 1).repeat(*v.shape[:2], 1, v.shape[-1]), torch.zeros_like(grad_r)
+    for shift, k in zip(half_shifts(v.shape[0]), correlations):
+        magnitude = k.abs()
+        grad_d += grad_r @ magnitude
+        grad_k = outer * k.sign()
+        pairs = [*_tap_pairs(*shift)]
+        for here, there in pairs:
+            grad_v[here] += _mix(grad_k, v[there])
+        if shift[0] != shift[1]:  # K[0] is symmetric: the product above already is the gradient of both its factors
+            grad_d += magnitude @ grad_r
+            grad_k = grad_k.T.contiguous()
+            for here, there in pairs:
+                grad_v[there] += _mix(grad_k, v[here])
+    return grad_v.permute(2, 3, 0, 1), grad_d
+
+
+def _tap_pairs(here, there) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """The taps (row, column) of two regions of `half_shifts` that meet."""
+    one, two = (itertools.product(*(range(part.start, part.stop) for part in region)) for region in (here, there))
+    return zip(one, two)
+
+
+# Products of matrices as 1x1 convolutions on a CPU, in parts that stay in the cache: oneDNN is faster than MKL on processors that are not
+# Intel's. On two cores of an AMD EPYC `_product` reached 345 GFLOP/s and `_mix` 436 for 512 x 512 x 512, the matrix product 228.
+_PART = 1024
+
+
+def _is_for_onednn(a: Tensor) -> bool:
+    return a.device.type == "cpu" and a.dtype == torch.float32
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T [m, n] of a [m, l] and b [n, l]."""
+    if not _is_for_onednn(a):
+        return a @ b.T
+    parts = zip(a.split(_PART, 1), b.split(_PART, 1))
+    # an image of m pixels, channels last
+    return sum(F.conv2d(x.contiguous().T[None, :, None], y[:, :, None, None])[0, :, 0].T for x, y in parts)
+
+
+def _mix(g: Tensor, v: Tensor) -> Tensor:
+    """g v [m, n] of g [m, l] and v [l, n]."""
+    if not _is_for_onednn(g):
+        return g @ v
+    # an image of n pixels, channels first
+    parts = [F.conv2d(part[None, :, None], g[:, :, None, None])[0, :, 0] for part in v.split(_PART, 1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@contextlib.contextmanager
+def _exact_products(like: Tensor) -> Iterator[None]:
+    """Products in the precision of their factors: no TF32, no autocast (which a backward pass may be called under)."""
+    with full_precision(), torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def _by_taps(weight: Tensor, n: Tensor) -> Tensor:
+    """V as [k, k, C, Cin], contiguous: a matrix a tap."""
+    return (weight / n.view(-1, 1, 1, 1)).permute(2, 3, 0, 1).contiguous()
+
+
+def half_shifts(k: int):
+    """For a k x k kernel against itself: pairs of (rows, columns) slices that overlap under the shifts (0,0) and one of each pair s, -s."""
+    for dy in range(k):
+        for dx in range(-k + 1 if dy else 0, k):
+            yield ((slice(0, k - dy), slice(max(0, -dx), k - max(0, dx))),
+                   (slice(dy, k), slice(max(0, dx), k - max(0, -dx))))
+
+
+def taps(v: Tensor, region) -> Tensor:
+    """The taps of a kernel [C, k, k, Cin] in one of the regions of `half_shifts`, [C, taps * Cin]."""
+    return v[:, region[0], region[1]].reshape(v.shape[0], -1)
+
+
+def _root(weight: Tensor, q: Tensor, power: int) -> Tensor:
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    return _RootOfT.apply(weight, q)[0] if power == 1 else root_from_power(weight, q, power)
+
+
+def rescaling(weight: Tensor, q: Tensor, power: int = 1) -> Tensor:
+    """t of equation (SLL), or (SLL-p) of powers.py with p = `power`, [C], in float32 or better, differentiable.
+
+    weight: [C, Cin, k, k] with odd or even k, or [C, Cin]; q: [C]. t_i is 0 where the sum is 0.
+    """
+    weight, q = _at_least_float32(weight), _at_least_float32(q)
+    with torch.autocast(weight.device.type, enabled=False):
+        return _root(weight, q, power).square()
+
+
+def rescaled(weight: Tensor, bias: Optional[Tensor], q: Tensor, power: int = 1) -> tuple[Tensor, Optional[Tensor]]:
+    """T^(1/2) W and T^(1/2) b with t of `rescaling`, in float32 or better also under autocast, differentiable.
+
+    weight: [C, Cin, k, k] or [C, Cin]; bias: C values in any shape, or None; q: [C]. The bias comes back as [C].
+    """
+    kept = weight.dtype
+    weight, q = _at_least_float32(weight), _at_least_float32(q)
+    with torch.autocast(weight.device.type, enabled=False):
+        root = _root(weight, q, power)
+        folded_weight = weight * root.view(-1, *(1,) * (weight.dim() - 1))
+        if weight.dim() == 4:  # convolutions take up to twice the time otherwise, whatever the layout of the images is
+            folded_weight = folded_weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # in a form that torch.vmap takes
+        folded_bias = None if bias is None else bias.flatten().to(weight.dtype) * root
+    return folded_weight.to(kept), None if folded_bias is None else folded_bias.to(kept)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
