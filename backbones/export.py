@@ -87,13 +87,17 @@ def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Seque
             file.write(written.read_bytes())
 
 
+def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """`network` traced for images [N, C, H, W] with N free. Without a largest N torch 2.7 finds that it must not be 2^63 - 1."""
+    return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},))
+
+
 def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
     torch.jit.save(torch.jit.trace(network, example), str(path))
 
 
 def _write_program(network: nn.Module, example: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
+    torch.export.save(_program(network, example), path)
 
 
 def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
@@ -102,8 +106,9 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX needs the package {error.name}: pip install onnx onnxscript") from None
-    torch.onnx.export(network, (example,), str(path), input_names=["images"], output_names=["embeddings"], dynamo=True, external_data=False,
-                      dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
+    # in simple operations: for PixelUnshuffle itself torch 2.7 writes SpaceToDepth, which orders the channels in another way
+    program = _program(network, example).run_decompositions()
+    torch.onnx.export(program, (), str(path), input_names=["images"], output_names=["embeddings"], dynamo=True, external_data=False, verbose=False)
 
 
 @torch.no_grad()
