@@ -108,7 +108,8 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
         raise InputError(f"ONNX needs the package {error.name}: pip install onnx onnxscript") from None
     # in simple operations: for PixelUnshuffle itself torch 2.7 writes SpaceToDepth, which orders the channels in another way
     program = _program(network, example).run_decompositions()
-    torch.onnx.export(program, (), str(path), input_names=["images"], output_names=["embeddings"], dynamo=True, external_data=False, verbose=False)
+    torch.onnx.export(program, (), str(path), input_names=["images"], output_names=["embeddings"], dynamo=True, external_data=False,
+                      verbose=False)
 
 
 @torch.no_grad()
