@@ -1,4 +1,4 @@
-"""The paper's tables on one's own faces: train, certify, attack and audit a network for each xi, and two to compare them with.
+"""The paper's tables on one's own faces: train, certify, attack and audit a network for each xi, and others beside them.
 
     python ablation.py data=FOLDER                      # train.rec, train.idx and .bin files, as for train.py; `make ablation DATA=FOLDER`
     python ablation.py data=FOLDER seed=1               # the same again with other seeds, in an output folder of its own
@@ -28,13 +28,18 @@ from utils.utils_lockstep import STOPPED
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 
+PLUS = {"backbone": "sllnet_plus"}
+PLUS_TIME = 1.45  # of its steps, in those of sllnet_small: it gets the fewer epochs
+
 
 class Run(NamedTuple):
-    """One network: what a row of the tables calls it, its settings for train.py, and how far its seed is from the first one."""
+    """One network: what a row of the tables calls it, its settings for train.py, how far its seed is from the first one,
+    and how long its steps take, in those of the others, which the epochs make up for."""
     model: str
     settings: dict[str, Any]
     seed: int = 0
     constrained: bool = True
+    time: float = 1.0
 
 
 RUNS = {
@@ -44,6 +49,9 @@ RUNS = {
     "xi3": Run("SLL, xi = 3", {"xi": 3.0}),
     "xi3_again": Run("SLL, xi = 3", {"xi": 3.0}, seed=1),
     "xi5": Run("SLL, xi = 5", {"xi": 5.0}),
+    "plus": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, time=PLUS_TIME),
+    "plus_again": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, seed=1, time=PLUS_TIME),
+    "plus_xi1": Run("SLL plus, xi = 1", {"xi": 1.0, **PLUS}, time=PLUS_TIME),
     "lln": Run("SLL, LLN", {"xi": 0.0, **LLN}),
     "net": Run("unconstrained", {"xi": 0.0, "lambda_": 0.0}, constrained=False),
 }
@@ -65,10 +73,10 @@ config.seed = 0                     # of the first network of each kind
 config.device = None                # None: cuda where there is one, else cpu
 config.fars = [1e-2, 1e-3]          # target FARs; C&W and the audit are at the first one
 config.loose_far = 0.25             # certified at this one too: most true pairs are accepted, and so the median radius of dodging is not 0
-config.limit = 100                  # so many images, true and false pairs are attacked by PGD; 0: all
-config.cw_limit = 40                # the same for C&W, as published, under the paper protocol
-config.audit_limit = 25             # the same for the audit
-config.audit_steps = 20             # of each of its attacks
+config.limit = 60                   # so many images, true and false pairs are attacked by PGD; 0: all
+config.cw_limit = 30                # the same for C&W, as published, under the paper protocol
+config.audit_limit = 100            # the same for the audit
+config.audit_steps = 5              # of each of its attacks
 
 
 def ablation(cfg: EasyDict) -> None:
@@ -89,10 +97,15 @@ def ablation(cfg: EasyDict) -> None:
     print(output / report.TABLES)
 
 
+def backbone_of(cfg: EasyDict, run: Run) -> str:
+    """The name of a run's network."""
+    return run.settings.get("backbone", cfg.backbone if run.constrained else cfg.unconstrained)
+
+
 def train_run(cfg: EasyDict, name: str, folder: Path) -> None:
     """Train a run unless it is complete. Ends the process with the exit status of train.py where that is not 0."""
     run = RUNS[name]
-    settings = {"backbone": cfg.backbone if run.constrained else cfg.unconstrained, "num_epoch": cfg.num_epoch, "batch_size": cfg.batch_size,
+    settings = {"backbone": backbone_of(cfg, run), "num_epoch": max(1, round(cfg.num_epoch / run.time)), "batch_size": cfg.batch_size,
                 "lr": cfg.lr, "header_args": dict(cfg.header_args), "seed": cfg.seed + run.seed, **run.settings}
     data = train.get_dataset(cfg.data).fingerprint()
     stamp = folder / "complete.json"
@@ -117,7 +130,7 @@ def refuse_other_settings(stamp: Path, asked: dict[str, Any]) -> None:
 def evaluate_run(cfg: EasyDict, name: str, bins: Sequence[Path], folder: Path, device: Any) -> None:
     """Certify a run where it can be, attack it and audit it, on each .bin file under both protocols and at each FAR."""
     run = RUNS[name]
-    backbone, weights = cfg.backbone if run.constrained else cfg.unconstrained, folder / "train" / "model_final.pt"
+    backbone, weights = backbone_of(cfg, run), folder / "train" / "model_final.pt"
     network = load_network(backbone, weights, device=device)
     origin = {**records.origin(backbone, weights), "name": run.model, "seed": cfg.seed + run.seed}
     for path in bins:

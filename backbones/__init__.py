@@ -32,6 +32,7 @@ _NETWORKS = {
     "sllnet_small": _Entry("sllnet", "SLLNetSmall", lipschitz=True),
     "sllnet_p2": _Entry("sllnet", "SLLNet", options={"power": 2}, lipschitz=True),  # the rescaling of powers.py
     "sllnet_small_p2": _Entry("sllnet", "SLLNetSmall", options={"power": 2}, lipschitz=True),
+    "sllnet_plus": _Entry("sllnet", "SLLNetPlus", lipschitz=True),
     "sllnet_mnist": _Entry("toyexamples", "SLLNet_MNIST", lipschitz=True),
     "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
     "net_mnist": _Entry("toyexamples", "Net_MNIST"),

@@ -1,4 +1,4 @@
-"""Layers without parameters that change the shape of an image or the number of its channels; all are 1-Lipschitz in l2."""
+"""Layers without parameters: they change the shape of an image, the number of its channels or its brightness; all are 1-Lipschitz in l2."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ def _halves(z: Tensor) -> tuple[Tensor, ...]:
     if z.shape[1] % 2:
         raise ValueError(f"MaxMin needs an even number of channels, got {z.shape[1]}")
     return z.chunk(2, dim=1)
+
+
+class RemoveMean(nn.Module):
+    """[N, C, H, W] minus the mean of each channel of each image: the projection onto what brightness and colour casts do not change."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z - z.mean((2, 3), keepdim=True)
 
 
 class PaddingChannels(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
-from backbones.shapes import Downsize, PaddingChannels
+from backbones.shapes import Downsize, PaddingChannels, RemoveMean
 
 
 class SLLNet(nn.Module):
@@ -78,3 +78,27 @@ class SLLNetSmall(nn.Module):
         x = self.downsize1(self.layer1(self.stem(x)))
         x = self.layer3(self.downsize2(self.layer2(x)))
         return _dense_in_full(self.linear, self.flatten(x))
+
+
+class SLLNetPlus(nn.Module):
+    """An SLLNetSmall with a better recipe, at about its time: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size],
+    1-Lipschitz in l2.
+
+    What differs: the mean of each colour is taken out of an image; the blocks stand where the rescaling is cheap, `config` of them with
+    64 channels at 28 pixels and with 128 at 14; the dense layer, whose W W^T is small, is rescaled from its eighth power, so that its norm
+    is nearly 1. 3.6 million parameters.
+    """
+
+    def __init__(self, config: Sequence[int] = (3, 2), emb_size: int = 128):
+        super().__init__()
+        if len(config) != 2:
+            raise ValueError(f"config has {len(config)} stages, expected 2: {config}")
+        self.stem = nn.Sequential(RemoveMean(), nn.PixelUnshuffle(4), PaddingChannels(64))
+        self.layer1 = SLLStage(64, config[0])
+        self.downsize1 = Downsize(64, 128)
+        self.layer2 = SLLStage(128, config[1])
+        self.flatten = nn.Flatten()
+        self.linear = SLLLinear(128 * 14 * 14, emb_size, power=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _dense_in_full(self.linear, self.flatten(self.layer2(self.downsize1(self.layer1(self.stem(x))))))

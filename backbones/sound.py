@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backbones import naming, stored_network
 from backbones.bounds import NON_EXPANSIVE, UNIT, gamma, layer_constant, norm_bound, product, sll_layers
 from backbones.export import FoldedSLLConv2d, fold
+from backbones.shapes import RemoveMean
 from utils import InputError
 
 _UP = 1 + 1e-9  # more than the rounding of the float64 arithmetic that the bounds themselves are computed in
@@ -64,6 +65,8 @@ class Sound(nn.Module):
                 state = _after_block(state, layer, self.norms[name], shape)
             elif isinstance(layer, nn.Linear):
                 state = _after_dense(state, layer, self.norms[name])
+            elif isinstance(layer, RemoveMean):
+                state = _after_mean(state, shape)
         # with room for the rounding of the mean of two embeddings, of an image and its mirror image say
         return Proof(self.lipschitz, (state.error + 8 * UNIT * state.size) * _UP, dimension)
 
@@ -127,6 +130,14 @@ def _after_dense(state: _State, layer: nn.Linear, norm: float) -> _State:
     shift = 0.0 if layer.bias is None else layer.bias.norm().item() * _UP
     local = gamma(layer.in_features + 1) * (_norm_of_magnitudes(layer.weight.abs()) * state.size + shift) * _UP + _UNDERFLOW
     return _State((norm * state.size + shift + local) * _UP, (norm * state.error + local) * _UP)
+
+
+def _after_mean(state: _State, shape: Sequence[int]) -> _State:
+    """z - mean(z) over the n pixels of each channel of z [1, C, H, W]: the mean is off by gamma_(n+1) sum|z| / n, which makes
+    gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
+    """
+    local = gamma(math.prod(shape[-2:]) + 4) * state.size * _UP + _UNDERFLOW
+    return _State((state.size + local) * _UP, (state.error + local) * _UP)
 
 
 def _norm_of_magnitudes(values: Tensor) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 from backbones.bounds import lipschitz_bound
 from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear
 from backbones.export import FoldedSLLConv2d
+from backbones.shapes import RemoveMean
 from backbones.sound import Proof, Sound
 from eval import sound
 from utils import InputError
@@ -25,9 +26,9 @@ SIZE = (3, 4, 4)
 def small_network(seed=0, power=1):
     """[N, 3, 4, 4] -> [N, 6]."""
     torch.manual_seed(seed)
-    network = nn.Sequential(PaddingChannels(4), SLLConv2d(4, 5, 3, bias=True, power=power), Downsize(4, 8), SLLConv2d(8, 8, 1),
+    network = nn.Sequential(PaddingChannels(4), RemoveMean(), SLLConv2d(4, 5, 3, bias=True, power=power), Downsize(4, 8), SLLConv2d(8, 8, 1),
                             nn.Flatten(), SLLLinear(32, 6, bias=True, power=power)).requires_grad_(False)
-    for layer in (network[1], network[3], network[5]):
+    for layer in (network[2], network[4], network[6]):
         layer.weight.mul_(torch.randn_like(layer.weight).exp())
     return network
 
@@ -81,7 +82,7 @@ def test_the_error_bound_holds_against_exact_arithmetic(seed, power):
 def test_the_function_is_that_of_the_float32_weights():
     plain = small_network()
     network = Sound(plain)
-    assert torch.equal(network.folded[1].weight, plain[1].rescaled()[0].double())
+    assert torch.equal(network.folded[2].weight, plain[2].rescaled()[0].double())
     images = torch.rand(5, *SIZE) - 0.5
     assert torch.allclose(network(images.double()).float(), plain(images), atol=1e-6)
     assert network.lipschitz == pytest.approx(lipschitz_bound(plain), rel=1e-12)
@@ -120,7 +121,7 @@ def test_a_network_that_is_no_chain_has_no_error_bound():
         Sound(Branches(*small_network())).prove(SIZE)
     with pytest.raises(InputError, match="the bound of the Lipschitz constant is 0.0"):
         network = small_network()
-        network[5].weight.zero_()
+        network[6].weight.zero_()
         Sound(network)
 
 
