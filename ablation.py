@@ -63,8 +63,8 @@ config.logs = ""                    # a folder that receives the training logs a
 config.runs = list(RUNS)
 config.backbone = "sllnet_small"
 config.unconstrained = "net_small"
-# of ElasticFace-Cos; 64 and 0.35 in the paper, for 93,431 identities. Chosen with the batch size and the depth of sllnet_small among ten
-# short runs at xi = 1, one seed each, by their accuracy on the pairs of lfw.bin, on which the results of the ablation are then no blind test
+# of ElasticFace-Cos; 64 and 0.35 in the paper, for 93,431 identities. Chosen with the batch size and the depth of sllnet_small among
+# ten short runs at xi = 1, one seed each, by their accuracy on lfw.bin, on which the results of the ablation are then no blind test
 config.header_args = {"s": 10.0, "m": 0.1}
 config.num_epoch = 16
 config.batch_size = 32

@@ -38,7 +38,8 @@ def test_folding_keeps_the_outputs_and_leaves_plain_layers(network, images):
     assert any(isinstance(module, SLLConv2d) for module in network.modules()), "the network itself is left as it is"
 
 
-@pytest.mark.parametrize("name, size", [("sllnet_small", (3, 112, 112)), ("sllnet_cifar", (3, 32, 32)), ("sllnet", (3, 112, 112))])
+@pytest.mark.parametrize("name, size", [("sllnet_small", (3, 112, 112)), ("sllnet_plus", (3, 112, 112)), ("sllnet_cifar", (3, 32, 32)),
+                                        ("sllnet", (3, 112, 112))])
 def test_every_sll_network_folds(name, size):
     torch.manual_seed(0)
     network = get_backbone(name).eval()

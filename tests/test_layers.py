@@ -12,6 +12,7 @@ from backbones import custom_layers as layers
 from backbones import get_backbone, shapes
 from backbones import rescaling as home
 from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
+from backbones.shapes import RemoveMean
 from backbones.sllnet import SLLNet
 
 LIMIT = {torch.float32: 1 + 1e-5, torch.float64: 1 + 1e-12}
@@ -190,7 +191,7 @@ def test_the_bound_is_tight():
     assert torch.allclose(rescaling(layer.weight, layer.q), torch.ones(4), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sllnet_small", "sllnet_mnist"])
+@pytest.mark.parametrize("name", ["sllnet_small", "sllnet_plus", "sllnet_mnist"])
 def test_networks_are_1_lipschitz(name):
     network = random_(get_backbone(name)).double()
     shape = (1, 28, 28) if name == "sllnet_mnist" else (3, 112, 112)
@@ -427,9 +428,23 @@ def test_downsize():
             Downsize(8, oc)
 
 
+def test_means_are_taken_out_by_a_projection():
+    z = torch.rand(2, 3, 6, 5, dtype=torch.float64) + torch.rand(2, 3, 1, 1, dtype=torch.float64)
+    out = RemoveMean()(z)
+    assert torch.allclose(out, torch.stack([torch.stack([c - c.sum() / 30 for c in image]) for image in z]), atol=1e-14)
+    assert torch.allclose(RemoveMean()(out), out, atol=1e-14) and torch.allclose((out * (z - out)).sum(), torch.zeros(()).double(), atol=1e-12)
+
+
+def test_brightness_and_colour_casts_leave_the_embeddings_of_plus_alone():
+    network = random_(get_backbone("sllnet_plus")).double()
+    images = 0.5 * torch.rand(2, 3, 112, 112, dtype=torch.float64) - 0.25
+    cast = torch.tensor([0.2, -0.1, 0.05], dtype=torch.float64)[:, None, None]
+    assert torch.allclose(network(images + cast), network(images), atol=1e-12) and network(images).norm() > 1e-3
+
+
 def test_small_network_is_small_and_even_kernels_are_refused():
-    parameters = sum(p.numel() for p in get_backbone("sllnet_small").parameters())
-    assert 1e6 <= parameters <= 4e6
+    for name in ("sllnet_small", "sllnet_plus"):
+        assert 1e6 <= sum(p.numel() for p in get_backbone(name).parameters()) <= 4e6
     with pytest.raises(ValueError, match="odd"):
         SLLConv2d(4, 4, kernel_size=2)
 

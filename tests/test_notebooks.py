@@ -11,7 +11,7 @@ from notebooks import outputs, read
 
 from utils.utils_logging import read_training_log
 
-PICTURES = {"CertRobFR_toyexamples": 6, "CertRobFR_train": 1, "CertRobFR_imagecls": 1}
+PICTURES = {"CertRobFR_toyexamples": 6, "CertRobFR_train": 2, "CertRobFR_imagecls": 2}
 SMALL = ["rec=synthetic", "num_classes=8", "num_image=64", "backbone=sllnet_small", "batch_size=16", "num_epoch=1", "frequent=1",
          "device=cpu", "num_workers=0", "verbose=100"]
 

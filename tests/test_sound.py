@@ -26,8 +26,8 @@ SIZE = (3, 4, 4)
 def small_network(seed=0, power=1):
     """[N, 3, 4, 4] -> [N, 6]."""
     torch.manual_seed(seed)
-    network = nn.Sequential(PaddingChannels(4), RemoveMean(), SLLConv2d(4, 5, 3, bias=True, power=power), Downsize(4, 8), SLLConv2d(8, 8, 1),
-                            nn.Flatten(), SLLLinear(32, 6, bias=True, power=power)).requires_grad_(False)
+    network = nn.Sequential(PaddingChannels(4), RemoveMean(), SLLConv2d(4, 5, 3, bias=True, power=power), Downsize(4, 8),
+                            SLLConv2d(8, 8, 1), nn.Flatten(), SLLLinear(32, 6, bias=True, power=power)).requires_grad_(False)
     for layer in (network[2], network[4], network[6]):
         layer.weight.mul_(torch.randn_like(layer.weight).exp())
     return network
