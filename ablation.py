@@ -51,7 +51,6 @@ RUNS = {
     "xi5": Run("SLL, xi = 5", {"xi": 5.0}),
     "plus": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, time=PLUS_TIME),
     "plus_again": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, seed=1, time=PLUS_TIME),
-    "plus_xi1": Run("SLL plus, xi = 1", {"xi": 1.0, **PLUS}, time=PLUS_TIME),
     "lln": Run("SLL, LLN", {"xi": 0.0, **LLN}),
     "net": Run("unconstrained", {"xi": 0.0, "lambda_": 0.0}, constrained=False),
 }
