@@ -5,7 +5,8 @@
     python ablation.py data=FOLDER runs=xi1,net num_epoch=2 limit=20
 
 A run is a folder of `output`: its training (log, weights), and for each .bin file, protocol and FAR its records. `tables.md` and
-`figures/` put the runs side by side. The same command goes on where it stopped; runs of other settings, data or code are refused.
+`figures/` put the runs side by side. The same command goes on where it stopped; runs of other settings or data, and results of
+other code, are refused.
 `logs=FOLDER` also copies the training logs and summaries there. Exit status as train.py.
 """
 import shutil
@@ -139,7 +140,7 @@ def evaluate_run(cfg: EasyDict, name: str, bins: Sequence[Path], folder: Path, d
             asked = {**origin, "bin": pair_set.name, "bin_sha256": bin_sha256, "protocol": protocol, "far_target": far}
             wanted, audited = searches(cfg, protocol, far)
             audited &= is_lipschitz(backbone)
-            if complete(results, asked, wanted, audited):
+            if complete(cfg, results, asked, wanted, audited):
                 continue
             print(f"{name}: {pair_set.name}, {protocol} protocol, FAR {far:g}", flush=True)
             prepared = subject.prepare(network, pair_set, results, asked, is_lipschitz(backbone), protocol, far, device=device,
@@ -163,7 +164,7 @@ def searches(cfg: EasyDict, protocol: str, far: float) -> tuple[dict[str, int], 
     return {"pgd": cfg.limit, **({"cw": cfg.cw_limit} if first and protocol == "paper" else {})}, first and protocol == "strict"
 
 
-def complete(results: Path, asked: dict[str, Any], wanted: dict[str, int], audited: bool) -> bool:
+def complete(cfg: EasyDict, results: Path, asked: dict[str, Any], wanted: dict[str, int], audited: bool) -> bool:
     """Whether a results folder has all attacks that are wanted. Raises InputError where its results are of something else."""
     if not (results / records.SUMMARY).exists():
         return False
@@ -171,19 +172,24 @@ def complete(results: Path, asked: dict[str, Any], wanted: dict[str, int], audit
     records.refuse_others(results, summary, asked)
     attacked = summary.get("attacks", {})
     done = all(name in attacked and attacked[name].get("limit") == (limit or None) for name, limit in wanted.items())
-    return done and (not audited or (results / records.AUDIT).exists())
+    if not done or not audited:
+        return done
+    audit_file = results / records.AUDIT
+    settings = read_json(audit_file).get("settings", {}) if audit_file.exists() else {}
+    return (settings.get("limit"), settings.get("steps")) == (cfg.audit_limit or None, cfg.audit_steps)
 
 
 def publish(cfg: EasyDict, logs: Path) -> None:
-    """Copy the training logs, as training_{run}.log, and the summaries, as ablation/{run}/{bin}/{protocol}_far{FAR}.json."""
+    """Copy the training logs, as training_{run}.log, and the summaries and audits, as ablation/{run}/{bin}/{protocol}_far{FAR}*.json."""
     for name in cfg.runs:
         folder = Path(cfg.output) / name
         logs.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "train" / "training.log", logs / f"training_{name}.log")
-        for summary in sorted(folder.glob(f"*/*/{records.SUMMARY}")):
-            copy = logs / "ablation" / name / summary.parent.parent.name / f"{summary.parent.name}.json"
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(summary, copy)
+        for file, ending in ((records.SUMMARY, ""), (records.AUDIT, "_audit")):
+            for found in sorted(folder.glob(f"*/*/{file}")):
+                copy = logs / "ablation" / name / found.parent.parent.name / f"{found.parent.name}{ending}.json"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(found, copy)
 
 
 def check(cfg: EasyDict) -> None:

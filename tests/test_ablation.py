@@ -10,8 +10,8 @@ import ablation
 import backbones
 from eval import audit, tables
 
-SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4", "cw_limit=2", "audit_limit=2",
-            "audit_steps=3", "device=cpu"]
+SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4",
+            "cw_limit=2", "audit_limit=2", "audit_steps=3", "device=cpu"]
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def faces(tmp_path, monkeypatch):
 
 
 def run(*more):
-    return ablation.run([*SETTINGS, "data=faces", "output=out", *more])
+    arguments = {argument.partition("=")[0]: argument for argument in [*SETTINGS, "data=faces", "output=out", *more]}
+    return ablation.run(list(arguments.values()))
 
 
 def rows_of(markdown, heading):
@@ -62,6 +63,7 @@ def test_from_faces_to_tables_and_nothing_twice(faces, monkeypatch):
     assert [row["Run"] for row in audits] == ["xi1", "xi1_again", "lln"] and {row["violations"] for row in audits} == {"0"}
     assert {row["seed"] for row in map(json.loads, (path.read_text() for path in faces.glob("out/xi1*/some/*/summary.json")))} == {0, 1}
     assert "Speed" in (faces / "logs/training_lln.log").read_text() and (faces / "logs/ablation/net/some/paper_far0.34.json").exists()
+    assert json.loads((faces / "logs/ablation/xi1/some/strict_far0.5_audit.json").read_text())["n_violations"] == 0
     assert {"norm_over_training.png"} == {path.name for path in faces.glob("out/figures/*.png")}
     assert {"certified_accuracy.png", "xi1_roc.png"} < {path.name for path in faces.glob("out/figures/some/*.png")}
 
@@ -79,10 +81,25 @@ def test_runs_of_other_settings_are_refused(faces, capsys):
     assert "bin_sha256" in capsys.readouterr().err
 
 
+def test_another_network_gets_the_epochs_that_its_steps_leave_time_for(faces, monkeypatch):
+    monkeypatch.setitem(ablation.RUNS, "plus", ablation.Run("other", {"xi": 3.0, "backbone": "other"}, time=2.0))
+    backbones._NETWORKS["other"] = backbones._NETWORKS["tiny"]
+    assert run("runs=['plus']", "num_epoch=4") == 0
+    trained = json.loads((faces / "out/plus/train/complete.json").read_text())
+    assert (trained["backbone"], trained["num_epoch"], trained["xi"]) == ("other", 2, 3.0)
+    assert json.loads((faces / "out/plus/some/strict_far0.5/summary.json").read_text())["backbone"] == "other"
+
+
+def test_an_audit_of_other_settings_is_done_again(faces):
+    audits = faces / "out/xi1/some/strict_far0.5/audit.json"
+    assert run("runs=['xi1']") == 0 and json.loads(audits.read_text())["settings"]["limit"] == 2
+    assert run("runs=['xi1']", "audit_limit=3", "audit_steps=2") == 0
+    assert {key: json.loads(audits.read_text())["settings"][key] for key in ("limit", "steps")} == {"limit": 3, "steps": 2}
+
+
 @pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"), ("fars=[2]", "fars"), ("limit=-1", "limit")])
 def test_settings_that_cannot_be_used(faces, capsys, setting, word):
-    arguments = {a.partition("=")[0]: a for a in [*SETTINGS, "data=faces", setting]}
-    assert ablation.run(list(arguments.values())) == 2
+    assert run(setting) == 2
     error = capsys.readouterr().err
     assert word in error and error.count("\n") == 1 and not (faces / "out").exists()
 

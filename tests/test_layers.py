@@ -183,6 +183,20 @@ def test_no_singular_value_above_one_during_training(dtype):
     assert largest_singular_value(net, (4, 5, 5), 1) <= LIMIT[dtype]
 
 
+@pytest.mark.parametrize("shape", [(128, 128, 3, 3), (112, 100, 3, 3), (40, 30, 1, 1), (32, 2500)])
+def test_rescaling_in_float32_is_that_in_float64(shape):
+    """Where float32 products are convolutions: rows in 16 images and in one, and longer than a part."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(1)
+        weight, q = torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(), torch.randn(shape[0]).to(dtype).requires_grad_()
+        direction = torch.randn(shape[0]).to(dtype)
+        t = rescaling(weight, q)
+        found.append([t, *torch.autograd.grad((t * direction).sum(), (weight, q))])
+    for exact, single in zip(*found):
+        assert (single - exact).norm() <= 1e-5 * exact.norm()
+
+
 def test_the_bound_is_tight():
     """A 1x1 orthogonal kernel with equal q reaches 1, so a bound that were looser or t that were larger would be seen."""
     layer = SLLConv2d(4, 4, 1)
@@ -432,7 +446,7 @@ def test_means_are_taken_out_by_a_projection():
     z = torch.rand(2, 3, 6, 5, dtype=torch.float64) + torch.rand(2, 3, 1, 1, dtype=torch.float64)
     out = RemoveMean()(z)
     assert torch.allclose(out, torch.stack([torch.stack([c - c.sum() / 30 for c in image]) for image in z]), atol=1e-14)
-    assert torch.allclose(RemoveMean()(out), out, atol=1e-14) and torch.allclose((out * (z - out)).sum(), torch.zeros(()).double(), atol=1e-12)
+    assert torch.allclose(RemoveMean()(out), out, atol=1e-14) and abs((out * (z - out)).sum().item()) < 1e-12
 
 
 def test_brightness_and_colour_casts_leave_the_embeddings_of_plus_alone():

@@ -2,6 +2,7 @@
 command line.
 """
 import json
+import math
 from fractions import Fraction
 
 import mpmath
@@ -77,6 +78,19 @@ def test_the_error_bound_holds_against_exact_arithmetic(seed, power):
               torch.randint(0, 2, SIZE, generator=noise).double() - 0.5]
     errors = [np.linalg.norm((exact(network(image[None])[0]) - exact_embedding(network, image)).astype(float)) for image in images]
     assert 0 < max(errors) <= proof.error and max(errors) < 1e-15 * 50, "what is compared is the same function"
+
+
+def test_the_rounding_of_means_is_part_of_the_bound():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), SLLLinear(75, 6)]  # 25 pixels a channel: a mean of theirs is rounded
+    with_means, without = (Sound(nn.Sequential(*first, *layers).requires_grad_(False)) for first in ([RemoveMean()], []))
+    size = math.sqrt(75) / 2
+    means = with_means.prove((3, 5, 5)).error - without.prove((3, 5, 5)).error
+    assert 25 * 2.0**-53 * size * with_means.lipschitz <= means <= 100 * 2.0**-53 * size
+    image = torch.full((1, 3, 5, 5), 0.1, dtype=torch.float64) + torch.rand(1, 3, 5, 5, dtype=torch.float64) / 3
+    found, z = exact(with_means.folded[0](image)[0]), exact(image[0])
+    error = math.sqrt(sum(float(e)**2 for e in (found - (z - z.sum((1, 2), keepdims=True) / 25)).flatten()))
+    assert 0 < error <= means / with_means.lipschitz
 
 
 def test_the_function_is_that_of_the_float32_weights():
