@@ -133,8 +133,8 @@ def _after_dense(state: _State, layer: nn.Linear, norm: float) -> _State:
 
 
 def _after_mean(state: _State, shape: Sequence[int]) -> _State:
-    """z - mean(z) over the n pixels of each channel of z [1, C, H, W]: the mean is off by gamma_(n+1) sum|z| / n, which makes
-    gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
+    """z - mean(z) over the n pixels of each channel of z [1, C, H, W]: the mean, n - 1 sums and a division or a product with 1 / n, is
+    off by gamma_(n+1) sum|z| / n, which makes gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
     """
     local = gamma(math.prod(shape[-2:]) + 4) * state.size * _UP + _UNDERFLOW
     return _State((state.size + local) * _UP, (state.error + local) * _UP)
