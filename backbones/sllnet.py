@@ -82,7 +82,7 @@ class SLLNetSmall(nn.Module):
 
 class SLLNetPlus(nn.Module):
     """A better network of the size of SLLNetSmall: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz
-    in l2. Its steps take about 1.45 times as long; README.md has what it gains in the same time.
+    in l2. Its steps take about 1.5 times as long; README.md has what it gains in the same time.
 
     What differs: the mean of each colour is taken out of an image; the blocks stand where the rescaling is cheap, `config` of them with
     64 channels at 28 pixels and with 128 at 14; the dense layer, whose W W^T is small, is rescaled from its eighth power, so that its norm
