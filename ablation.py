@@ -138,17 +138,16 @@ def evaluate_run(cfg: EasyDict, name: str, bins: Sequence[Path], folder: Path, d
         for protocol, far in settings_of(cfg):
             results = folder / pair_set.name / report.folder_of(protocol, far)
             asked = {**origin, "bin": pair_set.name, "bin_sha256": bin_sha256, "protocol": protocol, "far_target": far}
-            wanted, audited = searches(cfg, protocol, far)
-            audited &= is_lipschitz(backbone)
-            if complete(cfg, results, asked, wanted, audited):
+            wanted, audits = searches(cfg, protocol, far, is_lipschitz(backbone))
+            if complete(results, asked, wanted, audits):
                 continue
             print(f"{name}: {pair_set.name}, {protocol} protocol, FAR {far:g}", flush=True)
             prepared = subject.prepare(network, pair_set, results, asked, is_lipschitz(backbone), protocol, far, device=device,
                                        progress=f"{name} {pair_set.name}")
             for attack, limit in wanted.items():
-                prepared = prepared._replace(records=robustness.attack_records(prepared, attack, limit=limit or None, seed=cfg.seed))
-            if audited:
-                audit.audit(prepared, cfg.audit_steps, limit=cfg.audit_limit or None, seed=cfg.seed)
+                prepared = prepared._replace(records=robustness.attack_records(prepared, attack, limit=limit, seed=cfg.seed))
+            if audits:
+                audit.audit(prepared, **audits, seed=cfg.seed)
 
 
 def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
@@ -156,27 +155,28 @@ def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
     return [*((protocol, far) for far in cfg.fars for protocol in PROTOCOLS), ("strict", cfg.loose_far)]
 
 
-def searches(cfg: EasyDict, protocol: str, far: float) -> tuple[dict[str, int], bool]:
-    """The attacks of an evaluation, with their limits, and whether there is an audit."""
+def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple[dict[str, Optional[int]], dict[str, Optional[int]]]:
+    """The attacks of an evaluation, with their limits, and the settings of its audit, empty where there is none."""
     if far not in cfg.fars:
-        return {}, False
-    first = far == cfg.fars[0]
-    return {"pgd": cfg.limit, **({"cw": cfg.cw_limit} if first and protocol == "paper" else {})}, first and protocol == "strict"
+        return {}, {}
+    wanted: dict[str, Optional[int]] = {"pgd": cfg.limit or None}
+    if far != cfg.fars[0]:
+        return wanted, {}
+    if protocol == "paper":
+        return {**wanted, "cw": cfg.cw_limit or None}, {}
+    return wanted, {"steps": cfg.audit_steps, "limit": cfg.audit_limit or None} if certified else {}
 
 
-def complete(cfg: EasyDict, results: Path, asked: dict[str, Any], wanted: dict[str, int], audited: bool) -> bool:
-    """Whether a results folder has all attacks that are wanted. Raises InputError where its results are of something else."""
+def complete(results: Path, asked: dict[str, Any], wanted: dict[str, Optional[int]], audits: dict[str, Optional[int]]) -> bool:
+    """Whether a results folder has all that is wanted. Raises InputError where its results are of something else."""
     if not (results / records.SUMMARY).exists():
         return False
     (summary,) = records.read_summaries(results).values()
     records.refuse_others(results, summary, asked)
-    attacked = summary.get("attacks", {})
-    done = all(name in attacked and attacked[name].get("limit") == (limit or None) for name, limit in wanted.items())
-    if not done or not audited:
-        return done
-    audit_file = results / records.AUDIT
-    settings = read_json(audit_file).get("settings", {}) if audit_file.exists() else {}
-    return (settings.get("limit"), settings.get("steps")) == (cfg.audit_limit or None, cfg.audit_steps)
+    attacked, audit_file = summary.get("attacks", {}), results / records.AUDIT
+    audited = read_json(audit_file).get("settings", {}) if audit_file.exists() else {}
+    return (all(name in attacked and attacked[name].get("limit") == limit for name, limit in wanted.items())
+            and all(key in audited and audited[key] == value for key, value in audits.items()))
 
 
 def publish(cfg: EasyDict, logs: Path) -> None:
