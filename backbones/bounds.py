@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
 from backbones.powers import binary_power
 from backbones.rescaling import half_shifts, taps
-from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels, RemoveMean
+from backbones.shapes import Downsize, FirstChannels, HaarDownsize, MaxMin, PaddingChannels, RemoveMean
 from utils import InputError
 
 # of ||V|| in float32: the entries of V are off by 6e-8 of themselves each, and so is the norm, a few times over
 TOLERANCE = 1e-5
-NON_EXPANSIVE = (RemoveMean, PaddingChannels, FirstChannels, MaxMin, Downsize, nn.PixelUnshuffle, nn.Flatten, nn.Identity)
+NON_EXPANSIVE = (RemoveMean, PaddingChannels, FirstChannels, MaxMin, Downsize, HaarDownsize, nn.PixelUnshuffle, nn.Flatten, nn.Identity)
 _CONTAINERS = (SLLStage, nn.Sequential)
 UNIT = 2.0**-53
 _UP = 1 + 1e-9  # more than the rounding of the norms and of the sums without cancellation that make an error bound here

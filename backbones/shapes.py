@@ -83,3 +83,27 @@ class Downsize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{4 * self.kept} channels"
+
+
+class HaarDownsize(nn.Module):
+    """[N, ic, H, W] -> [N, oc, H/2, W/2]: an orthogonal transform of each 2 x 2 block of pixels, the Haar wavelet's, of which the sums of
+    all channels are kept and, of the first (oc - ic)/2, the differences of the rows and those of the columns; 1-Lipschitz, without
+    parameters. Neighbouring pixels are alike, so that little of the norm is lost.
+
+    Raises ValueError unless oc - ic is even and ic <= oc <= 3 ic, and RuntimeError for an odd height or width.
+    """
+
+    def __init__(self, ic: int, oc: int):
+        super().__init__()
+        if (oc - ic) % 2 or not ic <= oc <= 3 * ic:
+            raise ValueError(f"HaarDownsize({ic}, {oc}): {oc} must be {ic} to {3 * ic} and differ from {ic} by an even number")
+        self.differences = (oc - ic) // 2
+
+    def forward(self, z: Tensor) -> Tensor:
+        top, bottom = z[:, :, ::2], z[:, :, 1::2]
+        rows, steps = (top + bottom) / 2, (top - bottom)[:, :self.differences] / 2
+        left, right = rows[..., ::2], rows[..., 1::2]
+        return torch.cat((left + right, steps[..., ::2] + steps[..., 1::2], (left - right)[:, :self.differences]), dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{self.differences} channels of differences"

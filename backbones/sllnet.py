@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
-from backbones.shapes import Downsize, PaddingChannels, RemoveMean
+from backbones.shapes import Downsize, HaarDownsize, PaddingChannels, RemoveMean
 
 
 class SLLNet(nn.Module):
@@ -85,8 +85,9 @@ class SLLNetPlus(nn.Module):
     in l2. Its steps take about 1.5 times as long; README.md has what it gains in the same time.
 
     What differs: the mean of each colour is taken out of an image; the blocks stand where the rescaling is cheap, `config` of them with
-    64 channels at 28 pixels and with 128 at 14; the dense layer, whose W W^T is small, is rescaled from its eighth power, so that its norm
-    is nearly 1. 3.6 million parameters.
+    64 channels at 28 pixels and with 128 at 14; the downsizing between them keeps the sums of all channels instead of dropping half of
+    the channels; the dense layer, whose W W^T is small, is rescaled from its eighth power, so that its norm is nearly 1. 3.6 million
+    parameters.
     """
 
     def __init__(self, config: Sequence[int] = (3, 2), emb_size: int = 128):
@@ -95,7 +96,7 @@ class SLLNetPlus(nn.Module):
             raise ValueError(f"config has {len(config)} stages, expected 2: {config}")
         self.stem = nn.Sequential(RemoveMean(), nn.PixelUnshuffle(4), PaddingChannels(64))
         self.layer1 = SLLStage(64, config[0])
-        self.downsize1 = Downsize(64, 128)
+        self.downsize1 = HaarDownsize(64, 128)
         self.layer2 = SLLStage(128, config[1])
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(128 * 14 * 14, emb_size, power=8)

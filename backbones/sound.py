@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones import naming, stored_network
 from backbones.bounds import NON_EXPANSIVE, UNIT, gamma, layer_constant, norm_bound, product, sll_layers
 from backbones.export import FoldedSLLConv2d, fold
-from backbones.shapes import RemoveMean
+from backbones.shapes import HaarDownsize, RemoveMean
 from utils import InputError
 
 _UP = 1 + 1e-9  # more than the rounding of the float64 arithmetic that the bounds themselves are computed in
@@ -67,6 +67,8 @@ class Sound(nn.Module):
                 state = _after_dense(state, layer, self.norms[name])
             elif isinstance(layer, RemoveMean):
                 state = _after_mean(state, shape)
+            elif isinstance(layer, HaarDownsize):
+                state = _after_haar(state)
         # with room for the rounding of the mean of two embeddings, of an image and its mirror image say
         return Proof(self.lipschitz, (state.error + 8 * UNIT * state.size) * _UP, dimension)
 
@@ -137,6 +139,14 @@ def _after_mean(state: _State, shape: Sequence[int]) -> _State:
     off by gamma_(n+1) sum|z| / n, which makes gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
     """
     local = gamma(math.prod(shape[-2:]) + 4) * state.size * _UP + _UNDERFLOW
+    return _State((state.size + local) * _UP, (state.error + local) * _UP)
+
+
+def _after_haar(state: _State) -> _State:
+    """Sums of the n = 4 entries z of a block of pixels, with signs and halved: each rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
+    and at most three of them for a block.
+    """
+    local = gamma(4) * state.size * _UP + _UNDERFLOW
     return _State((state.size + local) * _UP, (state.error + local) * _UP)
 
 

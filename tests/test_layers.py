@@ -12,7 +12,7 @@ from backbones import custom_layers as layers
 from backbones import get_backbone, shapes
 from backbones import rescaling as home
 from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
-from backbones.shapes import RemoveMean
+from backbones.shapes import HaarDownsize, RemoveMean
 from backbones.sllnet import SLLNet
 
 LIMIT = {torch.float32: 1 + 1e-5, torch.float64: 1 + 1e-12}
@@ -440,6 +440,28 @@ def test_downsize():
     for oc in (18, 40):
         with pytest.raises(ValueError, match="multiple of 4"):
             Downsize(8, oc)
+
+
+def test_haar_downsize_keeps_sums_and_differences():
+    z = torch.randn(2, 5, 6, 4, dtype=torch.float64)
+    out = HaarDownsize(5, 11)(z)
+    blocks = [[[image[c, 2 * i:2 * i + 2, 2 * j:2 * j + 2] for j in range(2)] for i in range(3)] for image in z for c in range(5)]
+    blocks = torch.stack([torch.stack([torch.stack(row) for row in channel]) for channel in blocks]).view(2, 5, 3, 2, 2, 2)
+    signs = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]]], dtype=torch.float64)
+    sums, rows, columns = ((blocks * s).sum((4, 5)) / 2 for s in signs)
+    assert torch.allclose(out, torch.cat((sums, rows[:, :3], columns[:, :3]), 1), atol=1e-14)
+    assert torch.allclose(HaarDownsize(5, 5)(z), sums, atol=1e-14)
+
+
+def test_haar_downsize_is_a_projection_in_an_orthonormal_basis():
+    layer = HaarDownsize(2, 6)
+    matrix = layer(torch.eye(32, dtype=torch.float64).view(32, 2, 4, 4)).flatten(1)
+    assert matrix.shape == (32, 24) and torch.allclose(matrix.T @ matrix, torch.eye(24, dtype=torch.float64), atol=1e-15)
+    for oc in (1, 3, 8):
+        with pytest.raises(ValueError, match="must be 2 to 6"):
+            HaarDownsize(2, oc)
+    with pytest.raises(RuntimeError):
+        layer(torch.zeros(1, 2, 5, 4))
 
 
 def test_means_are_taken_out_by_a_projection():

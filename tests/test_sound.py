@@ -13,10 +13,11 @@ import torch
 from small_world import Tiny, command, world  # noqa: F401
 from torch import nn
 
+from backbones import sound as sound_layers
 from backbones.bounds import lipschitz_bound
 from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear
 from backbones.export import FoldedSLLConv2d
-from backbones.shapes import RemoveMean
+from backbones.shapes import HaarDownsize, RemoveMean
 from backbones.sound import Proof, Sound
 from eval import sound
 from utils import InputError
@@ -28,8 +29,9 @@ def small_network(seed=0, power=1):
     """[N, 3, 4, 4] -> [N, 6]."""
     torch.manual_seed(seed)
     network = nn.Sequential(PaddingChannels(4), RemoveMean(), SLLConv2d(4, 5, 3, bias=True, power=power), Downsize(4, 8),
-                            SLLConv2d(8, 8, 1), nn.Flatten(), SLLLinear(32, 6, bias=True, power=power)).requires_grad_(False)
-    for layer in (network[2], network[4], network[6]):
+                            SLLConv2d(8, 8, 1), HaarDownsize(8, 12), nn.Flatten(),
+                            SLLLinear(12, 6, bias=True, power=power)).requires_grad_(False)
+    for layer in (network[2], network[4], network[7]):
         layer.weight.mul_(torch.randn_like(layer.weight).exp())
     return network
 
@@ -93,6 +95,15 @@ def test_the_rounding_of_means_is_part_of_the_bound():
     assert 0 < error <= means / with_means.lipschitz
 
 
+def test_the_rounding_of_sums_of_pixels_is_part_of_the_bound():
+    torch.manual_seed(0)
+    layer, z = HaarDownsize(2, 6), torch.rand(1, 2, 6, 8, dtype=torch.float64) + 0.1
+    before = sound_layers._State(z.norm().item(), 0.0)
+    difference = exact(layer(z)).reshape(-1) - matrix(layer, z.shape[1:]) @ exact(z).reshape(-1)
+    error = math.sqrt(sum(float(e)**2 for e in difference))
+    assert 0 < error <= sound_layers._after_haar(before).error <= 10 * 2.0**-53 * before.size
+
+
 def test_the_function_is_that_of_the_float32_weights():
     plain = small_network()
     network = Sound(plain)
@@ -135,7 +146,7 @@ def test_a_network_that_is_no_chain_has_no_error_bound():
         Sound(Branches(*small_network())).prove(SIZE)
     with pytest.raises(InputError, match="the bound of the Lipschitz constant is 0.0"):
         network = small_network()
-        network[6].weight.zero_()
+        network[7].weight.zero_()
         Sound(network)
 
 
