@@ -62,8 +62,8 @@ def product(constants: Sequence[float]) -> float:
 
 
 def layer_constant(layer: "SLLConv2d | SLLLinear", norm: float) -> float:
-    """The Lipschitz constant of an SLL layer whose ||V|| is at most `norm`."""
-    return norm if isinstance(layer, SLLLinear) else max(1.0, (2 * norm**2 - 1) * (1 + 4 * UNIT))
+    """The Lipschitz constant of an SLL layer whose ||V|| is at most `norm`; NaN of NaN, which `max` would drop in its second place."""
+    return norm if isinstance(layer, SLLLinear) else max((2 * norm**2 - 1) * (1 + 4 * UNIT), 1.0)
 
 
 def sll_layers(network: nn.Module) -> "Iterator[tuple[str, SLLConv2d | SLLLinear]]":
@@ -130,7 +130,7 @@ def _largest_eigenvalue(matrix: Tensor) -> float:
     defect = vectors @ vectors.T - torch.eye(count, dtype=values.dtype, device=values.device)
     rounding = gamma(count + 4) * squares
     residual, defect = (found.norm().item() * _UP + rounding * size for found, size in ((residual, scale), (defect, 1.0)))
-    return (values[-1].clamp_min(0).item() * (1 + defect) + residual) * _UP_LITTLE
+    return (values.amax().clamp_min(0).item() * (1 + defect) + residual) * _UP_LITTLE
 
 
 class _Kernel(NamedTuple):

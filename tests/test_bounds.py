@@ -13,6 +13,7 @@ import backbones
 from backbones import bounds, custom_layers, load_network
 from backbones.bounds import lipschitz_bound, norm_bound
 from backbones.custom_layers import SLLConv2d, SLLLinear
+from backbones.sound import Sound
 from utils import InputError
 
 
@@ -101,9 +102,22 @@ def test_a_wrong_decomposition_makes_the_bound_larger_never_smaller(monkeypatch)
     def low(found):
         values, vectors = plain(found)
         return 0.5 * values, vectors
-    for wrong in (lost, tilted, low):
+
+    def unsorted(found):
+        values, vectors = plain(found)
+        return values.flip(0), vectors.flip(1)
+    for wrong in (lost, tilted, low, unsorted):
         monkeypatch.setattr(torch.linalg, "eigh", wrong)
         assert bounds._largest_eigenvalue(matrix) >= true, wrong.__name__
+
+
+@pytest.mark.parametrize("layer", [SLLConv2d(3, 3), SLLConv2d(3, 3, 1), SLLLinear(27, 4)])
+def test_a_decomposition_that_fails_proves_nothing(monkeypatch, layer):
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)))
+    network = nn.Sequential(layer).requires_grad_(False)
+    for prove in (lipschitz_bound, Sound):
+        with pytest.raises(InputError, match="Lipschitz constant.* nan"):
+            prove(network)
 
 
 def test_layers_below_one_count_and_blocks_do_not():
