@@ -32,7 +32,8 @@ def root_from_power(weight: Tensor, q: Tensor, power: int) -> Tensor:
     """
     info = torch.finfo(weight.dtype)
     n, alive = _row_norms(weight.detach())
-    s = torch.where(alive, n / n.amax(), 0.0)
+    m = torch.where(alive, n, info.tiny).amax()
+    s = torch.where(alive, n / m, 0.0)
     log_d = torch.where(alive, q + torch.where(alive, s, 1.0).log(), -torch.inf)
     d = torch.exp(log_d - log_d.detach().amax().clamp_min(info.min))
     alive = alive & (d > info.tiny / info.eps)
@@ -46,7 +47,7 @@ def root_from_power(weight: Tensor, q: Tensor, power: int) -> Tensor:
     alive = alive & (r > info.tiny / info.eps**1.5)
     ratio = torch.where(alive, d, 1.0) / torch.where(alive, r, 1.0)
     share = torch.where(alive, s, 1.0) ** (1 / power)
-    root = torch.where(alive, ratio ** (1 / (2 * power)) * torch.exp(-log_scale / (2 * power)) / share, 0.0) / n.amax()
+    root = torch.where(alive, ratio ** (1 / (2 * power)) * torch.exp(-log_scale / (2 * power)) / share, 0.0) / m
     return torch.where(root >= info.tiny, root, 0.0)
 
 

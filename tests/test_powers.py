@@ -59,6 +59,14 @@ def test_dead_rows_are_dropped_with_finite_gradients():
     assert weight.grad.isfinite().all() and q.grad.isfinite().all() and weight.grad[0].abs().sum() > 0
 
 
+def test_dead_rows_do_not_set_the_scale_of_the_others():
+    weight, q = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4)
+    weight[2] = 0
+    small = rescaled(1e-25 * weight, None, q, 2)[0]
+    assert torch.allclose(small, rescaled(weight, None, q, 2)[0], rtol=1e-5) and small[0].any()
+    assert not rescaled(0 * weight, None, q, 2)[0].any()
+
+
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize("how", SCALINGS)
 @pytest.mark.parametrize("power", [2, 4])
