@@ -159,24 +159,27 @@ def certified_roc(cosine: Any, norm: Any, same: Any, eps: float) -> tuple[Tensor
 
 def turn(norm: Any, eps: float) -> Tensor:
     """The largest angle by which an embedding of this norm can turn when its image moves by eps: arcsin(eps / norm), and
-    infinity (any angle at all) unless norm > eps.
+    infinity (any angle at all) unless norm > eps. Rounded up, by what `one_sided_radius` is rounded down.
     """
     norm = _double(norm)
-    sine = eps / norm.clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(norm > eps, sine.clamp(max=1).arcsin(), torch.inf)
+    sine = eps / norm.clamp(min=torch.finfo(torch.float64).tiny) * (1 + 2 * _ROUNDING)
+    return torch.where((norm > eps) & (sine < 1), sine.clamp(max=1).arcsin(), torch.inf)
 
 
 def operating_points(true: Any, false: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(tau, FAR, TAR), float64 [T] each, of thresholds falling from 1 to -1, one inside each interval without change.
 
     true, false: the angles, of true and of false pairs in the worst case under attack, below arccos tau which they count as
-    accepted.
+    accepted. Where an interval is too narrow for a tau inside it, pairs that are too close to call count against the result.
     """
     true, false = (_double(angles).sort().values for angles in (true, false))
     edges = torch.cat([true, false, true.new_tensor([0, torch.pi])]).clamp(0, torch.pi).unique()
-    angles = (edges[1:] + edges[:-1]) / 2
-    far, tar = (torch.searchsorted(turns, angles, right=True).double() / len(turns) for turns in (false, true))
-    return angles.cos(), far, tar
+    largest = 1 - torch.finfo(torch.float64).eps / 2
+    tau = ((edges[1:] + edges[:-1]) / 2).cos().clamp(-largest, largest)
+    angles = threshold_angle(tau).cummax(0).values  # of tau as it was rounded
+    far, tar = (torch.searchsorted(turns, angles + room, right=True).double() / len(turns)
+                for turns, room in ((false, 2 * _ROUNDING), (true, -2 * _ROUNDING)))
+    return tau, far, tar
 
 
 def threshold_under_attack(points: tuple[Tensor, Tensor, Tensor], far: float) -> tuple[float, float, float]:

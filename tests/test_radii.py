@@ -208,3 +208,22 @@ def test_certified_threshold_is_the_loosest_that_keeps_far_below_target_under_at
     norm[~same] = 0.2
     with pytest.raises(ValueError, match="FAR is at least 1 at every threshold, above 0.05"):
         cert.threshold_under_attack(cert.certified_roc(cosine, norm, same, 0.3), 0.05)
+
+
+def test_pairs_that_are_too_close_to_call_count_against_the_certified_threshold():
+    """Cosines a few roundings apart, near 1 too: no tau fits between them, and FAR under attack stays below the target all the same."""
+    rng, found = np.random.default_rng(6), 0
+    for number in range(400):
+        same = np.arange(20) % 2 == 0
+        centre = rng.choice([*rng.uniform(-1, 1, 3), 1 - 1e-15], 20)
+        cosine = np.clip(centre + rng.integers(-3, 4, 20) * 2.0 ** -53, -1, 1)
+        norm, eps, target = rng.choice([0.5, 1, 2], 20), rng.choice([1e-12, 0.1, 0.3]), rng.choice([0.1, 0.3, 0.5])
+        try:
+            tau, far, tar = cert.threshold_under_attack(cert.certified_roc(cosine, norm, same, eps), target)
+        except ValueError:
+            continue
+        found += 1
+        radius = cert.one_sided_radius(norm, np.arccos(cosine), tau).numpy()
+        rejected, accepted = ((cosine <= tau) & (radius > eps))[~same].mean(), ((cosine > tau) & (radius > eps))[same].mean()
+        assert 1 - rejected <= far + 1e-12 and far <= target and tar <= accepted, number
+    assert found > 200
