@@ -200,11 +200,12 @@ def identification_radius(embedding: Any, gallery: Any, poisoned: float = 0.) ->
 
     embedding [..., D]; gallery [M, D]: a template a row, the mean of the embeddings of an identity's K enrolled images. The
     regions where another template j wins are half-spaces, and the radius is the distance to the nearest one, exactly:
-    min_j <u, v_i - v_j> / |v_i - v_j| over unit templates, i the nearest; infinite where there is no other.
+    min_j <u, v_i - v_j> / |v_i - v_j| over unit templates, i the nearest; where there is no other |u|, the distance to the origin,
+    which has no direction.
 
     poisoned: the share m / K of each identity's enrolled images that moves as well, each by the same eps. The radius is then
     a lower bound, the root of <u, v_i - v_j> - eps |v_i - v_j| - (|u| + eps) (c_i + c_j), c = 2 sin(arcsin(m eps / (K |t|)) / 2)
-    how far a unit template can move.
+    how far a unit template can move; where there is no other the eps at which probe or template can lose its direction.
 
     Templates without a direction are never found, unless poison can give them one: then all radii are 0, as is that of an
     embedding without a direction. Raises ValueError where the shapes
@@ -232,10 +233,12 @@ def identification_radius(embedding: Any, gallery: Any, poisoned: float = 0.) ->
 
 
 def unit_templates(gallery: Any) -> tuple[Tensor, Tensor]:
-    """(unit vectors [M, D], norms [M]) of templates [M, D]; both are 0 for one that is zero or not finite."""
+    """(unit vectors [M, D], norms [M]) of templates [M, D]; both are 0 for one that is zero, not finite or shorter than 1e-150, as
+    squares have lost digits or are 0 there.
+    """
     gallery = _double(gallery)
     lengths = gallery.norm(dim=-1)
-    lengths = torch.where(lengths.isfinite(), lengths, 0.)
+    lengths = torch.where(lengths.isfinite() & (lengths >= 1e-150), lengths, 0.)
     return torch.where(lengths[:, None] > 0, gallery / lengths[:, None], 0.), lengths
 
 
@@ -248,11 +251,11 @@ def _rank1_radius(probes: Tensor, units: Tensor, lengths: "Tensor | None", winne
     norm, apart = probes.norm(dim=1), units[winner] - units[others]
     distance = apart.norm(dim=1) + rounding
     gap = probes @ apart.T - rounding * norm[:, None]  # [n, M - 1]
-    radius = _down(torch.cat([gap / distance, torch.full_like(norm[:, None], torch.inf)], 1).amin(1).clamp(min=0))
-    radius = torch.where(norm > 0, radius, 0.)
-    if lengths is None or not others.any():
+    # any half-space is as near as the origin, which has no direction: that is what is left where there is no other template
+    radius = _down(torch.cat([gap / distance, norm[:, None]], 1).amin(1).clamp(min=0))
+    if lengths is None:
         return radius
-    low, high = torch.zeros_like(radius), radius
+    low, high = torch.zeros_like(radius), radius.clamp(max=_down(lengths[winner]))
     for _ in range(_BISECTIONS):
         eps = (low + high) / 2
         moved = 2 * ((eps[:, None] / lengths).clamp(max=1).arcsin() / 2).sin()

@@ -196,7 +196,7 @@ def summarise(probes: pd.DataFrame, search: Search, fpir: float, target: "float 
         "task": TASK, "fpir_target": target, "tau": tau, "n_probes": len(known), "n_unknown_probes": len(others),
         "n_invalid_embeddings": int((probes["norm"] == 0).sum()), "rank1": float(right[known.index].mean()),
         "cra_rank1": certified_accuracies(known["radius_rank1"], eps),
-        "med_rank1": _finite(certification.lower_median(known["radius_rank1"].to_numpy())),
+        "med_rank1": certification.lower_median(known["radius_rank1"].to_numpy()),
         "tpir": None, "fpir": None, "cra_tpir": None, "worst_fpir": None, "certified_fpir": None}
     if tau is not None:
         summary |= {"tpir": float((right & probes["accepted"])[known.index].mean()), "cra_tpir": certified_accuracies(known["radius"], eps)}
@@ -206,10 +206,6 @@ def summarise(probes: pd.DataFrame, search: Search, fpir: float, target: "float 
                     "certified_fpir": {str(float(budget)): _tpir(search.operating_points(probes["enrolled"], right, budget), fpir)
                                        for budget in eps}}
     return summary
-
-
-def _finite(value: float) -> "float | None":
-    return value if np.isfinite(value) else None  # nobody else is enrolled
 
 
 def _tpir(points: tuple[Tensor, Tensor, Tensor], target: float) -> dict[str, Any]:

@@ -62,11 +62,17 @@ def test_identification_radius_broadcasts_and_sees_directions_of_templates_only(
 def test_identification_radius_of_what_has_no_direction_no_rival_or_a_twin():
     gallery, probes = gallery_and_probes(3)
     radius = cert.identification_radius(probes, gallery)
-    useless = np.concatenate([np.zeros((1, 3)), gallery, np.full((1, 3), np.nan)])
+    short = gallery[:1] * 1e-162  # of which squares are the smallest numbers there are
+    useless = np.concatenate([np.zeros((1, 3)), gallery, np.full((1, 3), np.nan), short])
     assert torch.equal(cert.identification_radius(probes, useless), radius)
     probes[0], probes[1, 0] = 0, np.nan
     assert cert.identification_radius(probes, gallery)[:2].tolist() == [0, 0]
-    assert cert.identification_radius(probes[2:], gallery[:1]).tolist() == [math.inf] * 38
+    alone = cert.identification_radius(probes[2:], useless[:2]).numpy()  # at the origin nobody is found
+    norms = np.linalg.norm(probes[2:], axis=1)
+    assert (alone <= norms).all() and alone == pytest.approx(norms)
+    length = np.linalg.norm(gallery[0])
+    poisoned = cert.identification_radius(probes[2:], gallery[:1], 0.5).numpy()
+    assert (poisoned <= np.minimum(norms, 2 * length)).all() and poisoned == pytest.approx(np.minimum(norms, 2 * length))
     twins = np.concatenate([gallery, 2 * gallery])
     assert (cert.identification_radius(probes, twins) == 0).all()
     nearly = np.stack([gallery[0], gallery[0] + 1e-9])  # unit templates 1e-9 apart: their own rounding must not count as a radius
@@ -232,7 +238,8 @@ def test_closed_set_and_recordio_give_what_they_can(people):
     assert identify(people, "--unknown", "0", "--limit", "6", "--tau", "0.9") == 0
     assert read(people / "found")[1]["tpir"] is not None
     assert identify(people, "--unknown", "0", "--limit", "1", out="one") == 0  # nobody else is enrolled
-    assert read(people / "one")[1]["med_rank1"] is None and read(people / "one")[1]["cra_rank1"]["0.1"] == 1
+    probes, summary = read(people / "one")
+    assert summary["cra_rank1"]["0.1"] == 1 and summary["med_rank1"] == pytest.approx(sorted(probes.norm)[(len(probes) - 1) // 2])
 
 
 def test_synthetic_faces_know_their_labels():
