@@ -55,7 +55,7 @@ class Sound(nn.Module):
     def prove(self, image_size: Sequence[int]) -> "Proof":
         """What holds for every image [C, H, W] = image_size with pixels in [-0.5, 0.5], those of uint8 images among them.
 
-        Raises InputError where the network does not apply its layers one after another.
+        Raises InputError where the network does not apply its layers one after another, each once, and where the bound is not finite.
         """
         size = math.sqrt(math.prod(image_size)) * _LARGEST_PIXEL * _UP
         state = _State(size, 3 * UNIT * size)  # (x - 127.5) / 255 is rounded twice where it is a product with 1 / 255
@@ -70,26 +70,32 @@ class Sound(nn.Module):
             elif isinstance(layer, HaarDownsize):
                 state = _after_haar(state)
         # with room for the rounding of the mean of two embeddings, of an image and its mirror image say
-        return Proof(self.lipschitz, (state.error + 8 * UNIT * state.size) * _UP, dimension)
+        error = (state.error + 8 * UNIT * state.size) * _UP
+        if not error < math.inf:
+            raise InputError(f"the bound of the error of embeddings is {error}: no radius can be proven")
+        return Proof(self.lipschitz, error, dimension)
 
     def _chain(self, image_size: Sequence[int]) -> "tuple[list[tuple[str, nn.Module, torch.Size]], int]":
         """(name, layer, shape of its input) in the order of evaluation, found by one pass, and the length of an embedding."""
         seen, handles = [], []
         for name, layer in self._leaves():
             handles.append(layer.register_forward_hook(
-                lambda layer, inputs, output, name=name: seen.append((name, layer, inputs[0], output))))
+                lambda layer, inputs, output, name=name: seen.append((name, layer, _as_it_is(inputs[0]), _as_it_is(output)))))
         try:
             image = next(self.folded.parameters()).new_zeros(1, *image_size)
+            given = [_as_it_is(image)]
             result = self(image)
         finally:
             for handle in handles:
                 handle.remove()
-        given = [image, *(output for *_, output in seen)]
-        taken = [*(into for _, _, into, _ in seen), result]
-        if any(one is not other for one, other in zip(given, taken)) or result.dtype != torch.float64:
-            raise InputError(f"{type(self.folded).__name__} does not apply its layers one after another in float64: "
+        given += [output for *_, output in seen]
+        taken = [*(into for _, _, into, _ in seen), _as_it_is(result)]
+        unchanged = all(one is other and before == after for (one, before), (other, after) in zip(given, taken))
+        once = sorted(name for name, layer, *_ in seen if isinstance(layer, (FoldedSLLConv2d, nn.Linear))) == sorted(self.norms)
+        if not (unchanged and once and result.dtype == torch.float64):
+            raise InputError(f"{type(self.folded).__name__} does not apply its layers one after another, each once, in float64: "
                              "its rounding has no bound")
-        return [(name, layer, into.shape) for name, layer, into, _ in seen], result.shape[-1]
+        return [(name, layer, into.shape) for name, layer, (into, _), _ in seen], result.shape[-1]
 
     def _leaves(self) -> "list[tuple[str, nn.Module]]":
         inside = [f"{name}." for name, layer in self.folded.named_modules() if type(layer) in NON_EXPANSIVE]
@@ -103,6 +109,11 @@ def load_sound(name: str, weights: "str | os.PathLike[str]", device: "torch.devi
     """
     with naming(weights):
         return Sound(stored_network(name, weights, **kw)).to(device).eval()
+
+
+def _as_it_is(tensor: Tensor) -> "tuple[Tensor, int]":
+    """A tensor and how often it was written to so far."""
+    return tensor, tensor._version
 
 
 class _State(NamedTuple):

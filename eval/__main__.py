@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from eval.arguments import ATTACKS, device_named, inside, load, order, share
+from eval.arguments import ATTACKS, averaged, device_named, inside, load, order, share
 from eval.result_commands import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError, one_line
 
@@ -97,19 +97,21 @@ def certify(args: argparse.Namespace) -> None:
     """Compute everything, then write everything: nothing is left behind by a run that fails."""
     folders = _result_folders(args.out, args.bin)
     _refuse_flip_twice(args)
-    from backbones import is_lipschitz
+    from backbones import is_lipschitz, naming
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
     if args.sound and args.tight:
         raise InputError("--sound: its radii are divided by the Lipschitz constant already, leave --tight out")
-    if args.sound and args.flip == "average":
-        raise InputError("--sound: its proof is of one pass over an image, leave --flip average out")
+    from backbones.bounds import TOLERANCE
     from backbones.sound import load_sound
     from eval import budgets, records, robustness, sound, tables, verification
     from utils.utils_files import sha256
     device = device_named(args.device)
-    network = (load_sound(args.backbone, args.weights, device) if args.sound else
-               load(args.backbone, args.weights, device, args.flip, args.tight))
+    proven = load_sound(args.backbone, args.weights, device) if args.sound else None
+    if args.sound and proven.lipschitz > 1 + TOLERANCE:
+        warnings.warn(f"{args.weights}: L is {proven.lipschitz:.9g}: radii that are not called sound, the first table, are for 1 and "
+                      "do not hold")
+    network = averaged(proven, args.flip) if args.sound else load(args.backbone, args.weights, device, args.flip, args.tight)
     origin = records.origin(args.backbone, args.weights, network)
     results = []
     for folder, path in zip(folders, args.bin):
@@ -122,7 +124,9 @@ def certify(args: argparse.Namespace) -> None:
                                  progress=pair_set.name)
         result.summary.update({**source, **budgets.further(result, pair_set, args.far, args.certified_far, args.p, args.eps_p)})
         if args.sound:
-            sound.add(result, sound.prove(network, pair_set), args.eps_u, args.eps)
+            with naming(args.weights):
+                proof = sound.prove(proven, pair_set)
+            sound.add(result, proof, args.eps_u, args.eps)
         results.append(robustness.keep_attacks(folder, result))
     for folder, result in zip(folders, results):
         records.write_records(folder, result)
@@ -132,7 +136,7 @@ def certify(args: argparse.Namespace) -> None:
         print(f"L = {origin['lipschitz']:.9g}, which embeddings are divided by")
     if args.sound:
         print(tables.render(tables.table1(sound.summary(result) for result in results)))
-        print(f"L = {network.lipschitz:.9g}, E = {max(result.summary['sound_error'] for result in results):.3g}: the radii of the second "
+        print(f"L = {proven.lipschitz:.9g}, E = {max(result.summary['sound_error'] for result in results):.3g}: the radii of the second "
               "table hold in floating point")
 
 

@@ -43,7 +43,7 @@ def device_named(name: "str | None") -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # an unknown name, a missing device, a build without CUDA
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
@@ -53,6 +53,11 @@ def load(backbone: str, weights: str, device: Any, flip: str = "none", tight: bo
     """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too; tight: as
     `backbones.load_network`.
     """
-    from backbones import FlipAveraged, load_network
-    network = load_network(backbone, weights, device=device, tight=tight)
+    from backbones import load_network
+    return averaged(load_network(backbone, weights, device=device, tight=tight), flip)
+
+
+def averaged(network: Any, flip: str) -> Any:
+    """The network, or with flip="average" the mean of its embeddings of an image and its mirror image."""
+    from backbones import FlipAveraged
     return FlipAveraged(network).eval() if flip == "average" else network
