@@ -76,7 +76,7 @@ def sll_layers(network: nn.Module) -> "Iterator[tuple[str, SLLConv2d | SLLLinear
         yield name, layer
     own = dict(network.named_parameters(recurse=False)) | dict(network.named_buffers(recurse=False))
     if own:
-        raise InputError(f"{next(iter(own))} of {type(network).__name__}: parameters outside of the layers have no known Lipschitz constant")
+        raise InputError(f"{next(iter(own))} of {type(network).__name__}: parameters outside of layers have no known Lipschitz constant")
 
 
 @torch.no_grad()

@@ -122,8 +122,8 @@ def _check(network: nn.Module, images: Tensor, path: Path) -> None:
     expected = network(images)
     found = torch.from_numpy(onnxruntime.InferenceSession(str(path)).run(None, {"images": images.numpy()})[0])
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()):
-        raise InputError(f"the exporter of this version of torch ({torch.__version__}) wrote an ONNX file that gives other embeddings, off by "
-                         f"{(found - expected).abs().max():.2g}; another version of torch and onnxscript, or another format, may do")
+        raise InputError(f"the exporter of this version of torch ({torch.__version__}) wrote an ONNX file that gives other embeddings, off "
+                         f"by {(found - expected).abs().max():.2g}; another version of torch and onnxscript, or another format, may do")
 
 
 _WRITERS = {".ts": _write_torchscript, ".pt2": _write_program, ".onnx": _write_onnx}

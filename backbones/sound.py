@@ -154,8 +154,8 @@ def _after_mean(state: _State, shape: Sequence[int]) -> _State:
 
 
 def _after_haar(state: _State) -> _State:
-    """Sums of the n = 4 entries z of a block of pixels, with signs and halved: each rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
-    and at most three of them for a block.
+    """Halved sums, with signs, of the 4 entries z of a block of pixels: each is rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
+    and there are at most three for a block.
     """
     local = gamma(4) * state.size * _UP + _UNDERFLOW
     return _State((state.size + local) * _UP, (state.error + local) * _UP)
