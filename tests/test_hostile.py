@@ -426,7 +426,7 @@ def test_the_bound_of_a_dense_layer_is_its_norm():
 
 @pytest.mark.parametrize("network, words", [
     (nn.Sequential(SLLLinear(4, 4), nn.Linear(4, 4)), "layer 1: Linear has no known"), (nn.Sequential(nn.BatchNorm1d(4)), "BatchNorm1d"),
-    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (type("Own", (SLLLinear,), {})(4, 4), "outside of the layers")])
+    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (type("Own", (SLLLinear,), {})(4, 4), "outside of layers")])
 def test_networks_of_other_layers_have_no_bound(network, words):
     with pytest.raises(InputError, match=words):
         lipschitz_bound(network)
