@@ -124,6 +124,11 @@ class FlipAveraged(nn.Module):
         return (self.network(images) + self.network(images.flip(-1))) / 2
 
 
+def averaged(network: nn.Module, flip: str) -> nn.Module:
+    """The network, or with flip="average" the mean of its embeddings of an image and its mirror image."""
+    return FlipAveraged(network).eval() if flip == "average" else network
+
+
 class DividedOutput(nn.Module):
     """network(images) / lipschitz: 1-Lipschitz where `lipschitz` is a bound for the network. No cosine changes, and every radius grows
     by 1 / lipschitz, as the norms do.

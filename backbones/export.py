@@ -17,7 +17,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones import FlipAveraged, embedding_size, is_lipschitz, load_network
+from backbones import averaged, embedding_size, is_lipschitz, load_network
 from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
 from utils import InputError, one_line, utils_checkpoint
 from utils.utils_files import atomic_write
@@ -152,7 +152,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
         network = load_network(args.backbone, args.weights)
         embedding_size(network, args.image_size)
-        export(FlipAveraged(network) if args.flip == "average" else network, args.out, args.image_size)
+        export(averaged(network, args.flip), args.out, args.image_size)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

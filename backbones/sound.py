@@ -149,15 +149,19 @@ def _after_mean(state: _State, shape: Sequence[int]) -> _State:
     """z - mean(z) over the n pixels of each channel of z [1, C, H, W]: the mean, n - 1 sums and a division or a product with 1 / n, is
     off by gamma_(n+1) sum|z| / n, which makes gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
     """
-    local = gamma(math.prod(shape[-2:]) + 4) * state.size * _UP + _UNDERFLOW
-    return _State((state.size + local) * _UP, (state.error + local) * _UP)
+    return _projected(state, math.prod(shape[-2:]) + 4)
 
 
 def _after_haar(state: _State) -> _State:
     """Halved sums, with signs, of the 4 entries z of a block of pixels: each is rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
     and there are at most three for a block.
     """
-    local = gamma(4) * state.size * _UP + _UNDERFLOW
+    return _projected(state, 4)
+
+
+def _projected(state: _State, terms: int) -> _State:
+    """z under a projection that is computed up to gamma_terms |z|."""
+    local = gamma(terms) * state.size * _UP + _UNDERFLOW
     return _State((state.size + local) * _UP, (state.error + local) * _UP)
 
 

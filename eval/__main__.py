@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from eval.arguments import ATTACKS, averaged, device_named, inside, load, order, share
+from eval.arguments import ATTACKS, device_named, inside, load, order, share
 from eval.result_commands import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError, one_line
 
@@ -97,7 +97,7 @@ def certify(args: argparse.Namespace) -> None:
     """Compute everything, then write everything: nothing is left behind by a run that fails."""
     folders = _result_folders(args.out, args.bin)
     _refuse_flip_twice(args)
-    from backbones import is_lipschitz, naming
+    from backbones import averaged, is_lipschitz, naming
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certified radii")
     if args.sound and args.tight:

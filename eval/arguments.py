@@ -53,11 +53,5 @@ def load(backbone: str, weights: str, device: Any, flip: str = "none", tight: bo
     """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too; tight: as
     `backbones.load_network`.
     """
-    from backbones import load_network
+    from backbones import averaged, load_network
     return averaged(load_network(backbone, weights, device=device, tight=tight), flip)
-
-
-def averaged(network: Any, flip: str) -> Any:
-    """The network, or with flip="average" the mean of its embeddings of an image and its mirror image."""
-    from backbones import FlipAveraged
-    return FlipAveraged(network).eval() if flip == "average" else network
