@@ -19,13 +19,16 @@ from easydict import EasyDict
 import train
 from backbones import is_lipschitz, load_network
 from config import config as training_config
-from eval import audit, records, report, robustness, subject, verification
+from eval import records, robustness, verification
+from eval.audit import one as audit
+from eval.show import report
+from eval.store import subject
 from eval.certification import PROTOCOLS
 from utils import InputError
-from utils.utils_config import check_choices, check_least, check_not_negative, run_command
-from utils.utils_distributed import process_group
-from utils.utils_files import read_json, sha256, write_json
-from utils.utils_lockstep import STOPPED
+from utils.settings import check_choices, check_least, check_not_negative, run_command
+from utils.distributed import process_group
+from utils.files import read_json, sha256, write_json
+from utils.faults.lockstep import STOPPED
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 

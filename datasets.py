@@ -22,9 +22,9 @@ from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.utils_files import read_file
-from utils.utils_image import MAX_ENCODED, decode_image
-from utils.utils_loader import Loader
+from utils.files import read_file
+from utils.images import MAX_ENCODED, decode_image
+from utils.loader import Loader
 
 PathLike = Union[str, "os.PathLike[str]"]
 # A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.utils_distributed import all_gather_interleaved, rank, world_size
+from utils.distributed import all_gather_interleaved, rank, world_size
 
 HEADERS = ("arcface", "cosface", "adacos", "ecosface", "naive")
 

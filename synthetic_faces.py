@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from utils.utils_image import encode_image
+from utils.images import encode_image
 
 # Identities from here on are for verification: training, which counts from 0, never sees them.
 HELD_OUT = 2**20

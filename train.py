@@ -40,12 +40,12 @@ from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.utils_callbacks import CallBackCheckpoint, CallBackLogging, CallBackVerification
-from utils.utils_checkpoint import load_weights
-from utils.utils_config import check_choices, check_least, check_not_negative, run_command
-from utils.utils_distributed import barrier, process_group, rank, world_size
-from utils.utils_guard import StepGuard, keep_batch, poisoned
-from utils.utils_image import decode_image
-from utils.utils_lockstep import STOPPED, DataError, Interrupted, StopSignals, in_lockstep
+from utils.checkpoint import load_weights
+from utils.settings import check_choices, check_least, check_not_negative, run_command
+from utils.distributed import barrier, process_group, rank, world_size
+from utils.faults.guard import StepGuard, keep_batch, poisoned
+from utils.images import decode_image
+from utils.faults.lockstep import STOPPED, DataError, Interrupted, StopSignals, in_lockstep
 from utils.utils_logging import init_logging
 
 LOGGER = logging.getLogger("training")

@@ -23,13 +23,13 @@ from tqdm import tqdm
 from backbones import get_backbone
 from backbones.toyexamples import EMBEDDING
 from datasets_toy import TOY_SETS
-from eval import toy
+from eval.show import toy
 from headers import get_header
 from train import objective
 from utils import InputError
 from utils.utils_callbacks import CallBackCheckpoint
-from utils.utils_config import check_choices, check_least, check_not_negative, run_command
-from utils.utils_distributed import process_group
+from utils.settings import check_choices, check_least, check_not_negative, run_command
+from utils.distributed import process_group
 from utils.utils_logging import RunningMeans
 
 config = EasyDict()
@@ -51,7 +51,7 @@ FREE = {"data_root", "epochs", "device", "output"}  # settings that may differ b
 
 def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     """The run of the settings `cfg` (or the five of network=all), or what is left of it; returns the results, a row an epoch, as
-    eval.toy.read_results does.
+    eval.show.toy.read_results does.
 
     Raises InputError for settings, data or a state that cannot be used.
     """

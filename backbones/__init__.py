@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backbones.bounds import lipschitz_bound
 from utils import InputError
-from utils.utils_checkpoint import load_weights
+from utils.checkpoint import load_weights
 
 MAX_FACE = 2**18  # pixels; the largest networks here take 112 x 112, and activations have 64 channels
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from backbones import averaged, embedding_size, is_lipschitz, load_network
 from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
-from utils import InputError, one_line, utils_checkpoint
-from utils.utils_files import atomic_write
+from utils import InputError, checkpoint, one_line
+from utils.files import atomic_write
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
 
@@ -73,7 +73,7 @@ def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Seque
         raise InputError(f"{path}: expected a name that ends in one of {', '.join(FORMATS)}")
     folded = fold(network).cpu()
     if path.suffix == ".pt":
-        utils_checkpoint.save(path, folded.state_dict())
+        checkpoint.save(path, folded.state_dict())
         return
     dtype = next(folded.parameters()).dtype
     example = torch.zeros(2, *image_size, dtype=dtype)

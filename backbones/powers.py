@@ -19,7 +19,7 @@ from typing import Callable, TypeVar
 import torch
 from torch import Tensor
 
-from utils.utils_precision import full_precision
+from utils.precision import full_precision
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.powers import root_from_power
-from utils.utils_precision import full_precision
+from utils.precision import full_precision
 
 # Up to here one convolution of a kernel with itself is faster than a product for each shift. Forward and backward on one core of an AMD
 # EPYC, in ms: 8.2 by products and 2.4 by convolution for 96 channels, 11.0 and 6.3 for 128, 14.7 and 12.6 for 160, 37 and 45 for 256.

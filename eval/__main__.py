@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from eval.arguments import ATTACKS, device_named, inside, load, order, share
-from eval.result_commands import curves_command, plot_command, table_command, toy_command
+from eval.commands.arguments import ATTACKS, device_named, inside, load, order, share
+from eval.commands.results import curves_command, plot_command, table_command, toy_command
 from utils import InputError, RunError, one_line
 
 
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args) or 0
     except RuntimeError as error:
-        from utils.utils_distributed import raise_for_lost_process
+        from utils.distributed import raise_for_lost_process
         raise_for_lost_process(error)
         raise
 
@@ -104,8 +104,10 @@ def certify(args: argparse.Namespace) -> None:
         raise InputError("--sound: its radii are divided by the Lipschitz constant already, leave --tight out")
     from backbones.bounds import TOLERANCE
     from backbones.sound import load_sound
-    from eval import budgets, records, robustness, sound, tables, verification
-    from utils.utils_files import sha256
+    from eval import budgets, records, robustness, verification
+    from eval.audit import sound
+    from eval.show import tables
+    from utils.files import sha256
     device = device_named(args.device)
     proven = load_sound(args.backbone, args.weights, device) if args.sound else None
     if args.sound and proven.lipschitz > 1 + TOLERANCE:
@@ -181,7 +183,7 @@ def audit(args: argparse.Namespace) -> int:
     if not is_lipschitz(args.backbone):
         raise InputError(f"--backbone {args.backbone}: this network is not 1-Lipschitz, so it has no certificates to "
                          "audit")
-    from eval import audit as audits, audit_pairs
+    from eval.audit import one as audits, pairs as audit_pairs
     chosen = {name: getattr(args, name) for name in ("steps", "restarts") if getattr(args, name) is not None}
     violations = 0
     for subject in _subjects(args):
@@ -260,9 +262,10 @@ def _subjects(args: argparse.Namespace) -> Iterator[Any]:
     folders = _result_folders(args.out, args.bin)
     _refuse_flip_twice(args)
     from backbones import is_lipschitz
-    from eval import records, subject, verification
-    from utils.utils_distributed import process_group
-    from utils.utils_files import sha256
+    from eval import records, verification
+    from eval.store import subject
+    from utils.distributed import process_group
+    from utils.files import sha256
     with process_group(args.device) as device:
         network = load(args.backbone, args.weights, device, args.flip, args.tight)
         origin = records.origin(args.backbone, args.weights, network)
@@ -283,7 +286,7 @@ def _refuse_flip_twice(args: argparse.Namespace) -> None:
 
 def _print(text: str) -> None:
     """On the first process only."""
-    from utils.utils_distributed import rank
+    from utils.distributed import rank
     if rank() == 0:
         print(text)
 

@@ -7,7 +7,7 @@ import pandas as pd
 from eval import certification
 from eval.records import Records, certified_accuracies, check_budgets
 from eval.verification import PairSet
-from utils.utils_image import decode_image
+from utils.images import decode_image
 
 GREY = 255  # grey levels in the unit of radii
 

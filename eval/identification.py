@@ -23,7 +23,7 @@ from tqdm import tqdm
 from eval import certification, verification
 from eval.records import SUMMARY, certified_accuracies, check_budgets
 from utils import InputError
-from utils.utils_files import atomic_write, read_json, write_json
+from utils.files import atomic_write, read_json, write_json
 
 PROBES = "probes.csv"
 TASK = "identification"  # what tells these summaries from those of pairs

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from backbones import DividedOutput, FlipAveraged
-from eval import certification, schema, verification
+from eval import certification, verification
+from eval.store import schema
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_files import atomic_write, sha256, write_json
-from utils.utils_image import decode_image
+from utils.files import atomic_write, sha256, write_json
+from utils.images import decode_image
 
 PAIRS, IMAGES, SUMMARY, AUDIT = "pairs.csv", "images.csv", "summary.json", "audit.json"
 AUDIT_OF = {"both": "audit_both.json", "joint": "audit_joint.json"}
@@ -33,9 +34,8 @@ THREATS = {"both": certification.two_sided_radius, "joint": certification.joint_
 _SUBJECT = ("backbone", "weights_sha256", "flip", "bin_sha256")
 _ORIGIN = (*_SUBJECT, "lipschitz", "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
-_CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/utils_image.py", "utils/utils_pickle.py", "utils/utils_precision.py",
-         *(f"eval/{name}.py" for name in ("budgets", "certification", "identification", "records", "robustness", "schema", "sound",
-                                          "subject", "verification")))
+_CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/images.py", "utils/untrusted/pickles.py", "utils/precision.py",
+         "eval/*.py", "eval/audit/*.py", "eval/store/*.py")
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 import attacks
 from eval import certification, records
-from eval.journal import Journal, Outcome
+from eval.store.journal import Journal, Outcome
 from eval.records import Records
-from eval.subject import OBJECTIVES, Subject, is_right, plan, table_of
+from eval.store.subject import OBJECTIVES, Subject, is_right, plan, table_of
 from utils import InputError
-from utils.utils_distributed import barrier, rank, world_size
-from utils.utils_precision import full_precision
+from utils.distributed import barrier, rank, world_size
+from utils.precision import full_precision
 
 ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
 MINIMUM_NORM = ("cw", "ddn")

@@ -20,10 +20,10 @@ from backbones import embedding_size
 from datasets import to_float
 from eval.certification import is_paper
 from utils import InputError, RecordError
-from utils.utils_distributed import all_gather_interleaved, rank, world_size
-from utils.utils_image import decode_image, encode_image
-from utils.utils_pickle import load_plain
-from utils.utils_precision import full_precision
+from utils.distributed import all_gather_interleaved, rank, world_size
+from utils.images import decode_image, encode_image
+from utils.untrusted.pickles import load_plain
+from utils.precision import full_precision
 
 CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, and the full SLLNet takes 10 MB for each
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import backbones
 import eval.__main__ as command_line
 from backbones.custom_layers import SLLConv2d, SLLLinear
-from utils.utils_image import encode_image
+from utils.images import encode_image
 
 
 class Tiny(nn.Sequential):

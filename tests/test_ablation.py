@@ -8,7 +8,8 @@ import tiny_training
 
 import ablation
 import backbones
-from eval import audit, tables
+from eval.audit import one as audit
+from eval.show import tables
 
 SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4",
             "cw_limit=2", "audit_limit=2", "audit_steps=3", "device=cpu"]

@@ -10,7 +10,7 @@ from small_world import command, faces, world, write_bin  # noqa: F401
 import backbones
 import backbones.custom_layers as layers
 from backbones import get_backbone, load_network
-from eval import audit
+from eval.audit import one as audit
 
 QUICK = ("--steps", "12", "--restarts", "2")
 

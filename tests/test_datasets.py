@@ -17,8 +17,8 @@ from utils import InputError
 from utils.build_dataset import build_rec, main, write_bin
 from utils.recordio import IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.utils_image import MAX_PIXELS, decode_image, encode_image, image_size
-from utils.utils_loader import coin
+from utils.images import MAX_PIXELS, decode_image, encode_image, image_size
+from utils.loader import coin
 
 FACES = SHARED / "data" / "lfwcrop"
 

@@ -14,11 +14,12 @@ from conftest import ROOT
 
 import eval.__main__ as command_line
 from backbones import get_backbone, load_network
-from eval import records, tables, verification
+from eval import records, verification
+from eval.show import tables
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_files import sha256
-from utils.utils_image import decode_image, encode_image
+from utils.files import sha256
+from utils.images import decode_image, encode_image
 
 EPS_U, EPS = ("0.1", "0.4"), ("0.2", "0.45")
 

@@ -24,13 +24,13 @@ from datasets import RecordDataset, get_dataloader
 from eval.verification import embed_images
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError
-from utils import utils_checkpoint as checkpoint
+from utils import checkpoint
 from utils.utils_callbacks import CallBackLogging
-from utils.utils_config import override
-from utils.utils_files import atomic_write
-from utils.utils_guard import StepGuard, poisoned
-from utils.utils_image import encode_image
-from utils.utils_lockstep import STOPPED, StopSignals, in_lockstep
+from utils.settings import override
+from utils.files import atomic_write
+from utils.faults.guard import StepGuard, poisoned
+from utils.images import encode_image
+from utils.faults.lockstep import STOPPED, StopSignals, in_lockstep
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tests" / "tiny_training.py"
@@ -428,7 +428,7 @@ class Sum(nn.Module):
 
 
 def _in_group(number, tasks) -> dict:
-    from utils.utils_distributed import barrier, process_group
+    from utils.distributed import barrier, process_group
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
     found = {}

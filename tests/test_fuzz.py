@@ -16,12 +16,12 @@ from config import config
 from datasets import RecordDataset
 from eval.verification import read_bin
 from utils import InputError
-from utils import utils_checkpoint as checkpoint
+from utils import checkpoint
 from utils.recordio import MAGIC, IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
-from utils.utils_config import override
-from utils.utils_image import decode_image, encode_image
+from utils.settings import override
+from utils.images import decode_image, encode_image
 from utils.utils_logging import read_training_log
-from utils.utils_pickle import load_plain
+from utils.untrusted.pickles import load_plain
 
 fuzz = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MAGIC_BYTES = struct.pack("<I", MAGIC)

@@ -24,13 +24,14 @@ import eval.__main__ as command_line
 from backbones.bounds import lipschitz_bound
 from backbones.custom_layers import SLLConv2d, SLLLinear
 from datasets import get_dataset
-from eval import records, tables, verification
+from eval import records, verification
+from eval.show import tables
 from small_world import Tight, Tiny, command, world  # noqa: F401
 from utils import InputError, build_dataset, one_line
-from utils import utils_checkpoint as checkpoint
+from utils import checkpoint
 from utils.recordio import MAGIC, IndexedRecordFile
-from utils.utils_image import decode_image
-from utils.utils_torchfile import check
+from utils.images import decode_image
+from utils.untrusted.torchfile import check
 
 ROOT = Path(__file__).resolve().parents[1]
 

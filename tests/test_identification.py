@@ -14,7 +14,7 @@ from datasets import get_dataset
 from eval import certification as cert
 from eval import identification
 from utils.build_dataset import build_rec
-from utils.utils_image import encode_image
+from utils.images import encode_image
 
 
 def gallery_and_probes(seed, templates=6, probes=40, dimension=3):

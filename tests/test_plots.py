@@ -8,8 +8,9 @@ from PIL import Image
 from small_world import command, faces, world  # noqa: F401
 
 import eval.__main__ as command_line
-from eval import plots, records
-from eval.examples import adversarial_examples
+from eval import records
+from eval.show import plots
+from eval.show.examples import adversarial_examples
 from backbones import load_network
 from eval.verification import read_bin
 from utils import InputError

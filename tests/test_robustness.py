@@ -17,9 +17,10 @@ import attacks
 import backbones
 import backbones.custom_layers as layers
 from backbones import get_backbone, load_network
-from eval import journal, records, robustness, verification
+from eval import records, robustness, verification
+from eval.store import journal
 from utils import InputError
-from utils.utils_image import decode_image
+from utils.images import decode_image
 
 BUDGETS = ("--eps-u", "1.45", "1.6", "--eps", "0.06", "0.3")
 

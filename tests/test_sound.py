@@ -19,7 +19,7 @@ from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLin
 from backbones.export import FoldedSLLConv2d
 from backbones.shapes import HaarDownsize, RemoveMean
 from backbones.sound import Proof, Sound
-from eval import sound
+from eval.audit import sound
 from utils import InputError
 
 SIZE = (3, 4, 4)

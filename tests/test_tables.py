@@ -10,7 +10,7 @@ from conftest import SHARED, needs_shared
 from small_world import command, world  # noqa: F401
 
 import eval.__main__ as command_line
-from eval import published, tables
+from eval.show import published, tables
 from utils import InputError
 
 BUDGETS = ("--eps-u", "0.5", "1.6", "--eps", "0.06", "0.3")

@@ -12,8 +12,9 @@ import backbones
 import backbones.custom_layers as layers
 import eval.__main__ as command_line
 from backbones import FlipAveraged, load_network
-from eval import audit_pairs, certification
-from utils.utils_image import decode_image
+from eval import certification
+from eval.audit import pairs as audit_pairs
+from utils.images import decode_image
 
 QUICK = ("--steps", "10", "--restarts", "2")
 

@@ -15,7 +15,7 @@ from test_plots import assert_is_figure, drawn  # noqa: F401
 import eval.__main__ as command_line
 import train_toy
 from datasets_toy import TOY_SETS, ToySet, cifar10, digits, mnist
-from eval import curves, published, toy
+from eval.show import curves, published, toy
 from utils import InputError
 
 

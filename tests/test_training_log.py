@@ -6,8 +6,8 @@ from conftest import ROOT
 from test_plots import assert_is_figure, drawn  # noqa: F401
 
 import eval.__main__ as command_line
-from eval import curves
-from eval.curves import plot_training_log
+from eval.show import curves
+from eval.show.curves import plot_training_log
 from utils import InputError, utils_logging
 from utils.utils_logging import read_training_log, speed_line
 

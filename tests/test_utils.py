@@ -12,9 +12,9 @@ from config import config
 from config_lln import config as config_lln
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError
-from utils import utils_checkpoint as checkpoint
-from utils.utils_config import override
-from utils.utils_files import atomic_write, sha256
+from utils import checkpoint
+from utils.settings import override
+from utils.files import atomic_write, sha256
 
 
 def test_overrides_are_typed():

@@ -12,8 +12,8 @@ from torch import nn
 from eval import verification
 from eval.verification import embed_images, read_bin
 from utils import InputError
-from utils.utils_image import decode_image, encode_image
-from utils.utils_pickle import MAX_OPCODES, load_plain
+from utils.images import decode_image, encode_image
+from utils.untrusted.pickles import MAX_OPCODES, load_plain
 
 
 def pictures(count, size=16, seed=0):

@@ -20,8 +20,8 @@ import train  # noqa: E402
 from config import config  # noqa: E402
 from utils.recordio import RecordWriter, pack  # noqa: E402
 from utils.utils_callbacks import CallBackLogging  # noqa: E402
-from utils.utils_distributed import rank  # noqa: E402
-from utils.utils_image import encode_image  # noqa: E402
+from utils.distributed import rank  # noqa: E402
+from utils.images import encode_image  # noqa: E402
 
 SETTINGS = ["backbone=tiny", "batch_size=8", "num_epoch=2", "frequent=1", "num_workers=0", "device=cpu", "xi=1", "val_targets=[]",
             "save_steps=2", "verbose=1000"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from utils import InputError, one_line
-from utils.utils_files import atomic_write, read_file
+from utils.files import atomic_write, read_file
 
 # Labels are float32: past this the header could not tell neighbouring keys apart.
 MAX_RECORDS = 2**24
@@ -76,7 +76,7 @@ class _Encoder:
         self.size, self.first = (size, size) if self.resize else None, None
 
     def __call__(self, path: Path) -> bytes:
-        from utils.utils_image import decode_image, encode_image
+        from utils.images import decode_image, encode_image
 
         data = _read(path)
         image = decode_image(data, str(path))
@@ -133,7 +133,7 @@ def _read_pairs(path: Path) -> "list[tuple[str, str, bool]]":
 
 
 def _read(path: Path) -> bytes:
-    from utils.utils_image import MAX_ENCODED
+    from utils.images import MAX_ENCODED
 
     try:
         return read_file(path, MAX_ENCODED)

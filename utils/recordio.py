@@ -18,7 +18,7 @@ from typing import NamedTuple, Sequence, Union
 import numpy as np
 
 from utils import InputError, RecordError
-from utils.utils_files import atomic_write
+from utils.files import atomic_write
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = 2**29 - 1

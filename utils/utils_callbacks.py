@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from utils import InputError
-from utils import utils_checkpoint as checkpoint
-from utils.utils_distributed import gather_objects, rank
-from utils.utils_files import remove_unfinished
+from utils import checkpoint
+from utils.distributed import gather_objects, rank
+from utils.files import remove_unfinished
 from utils.utils_logging import RunningMeans, speed_line
-from utils.utils_torchfile import check
+from utils.untrusted.torchfile import check
 
 LOGGER = logging.getLogger("training")
 

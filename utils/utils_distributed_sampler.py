@@ -4,8 +4,8 @@ from typing import Iterator, Optional, Sized
 import numpy as np
 from torch.utils.data import Sampler
 
-from utils.utils_distributed import rank as this_rank
-from utils.utils_distributed import world_size
+from utils.distributed import rank as this_rank
+from utils.distributed import world_size
 
 
 class DistributedSampler(Sampler[int]):

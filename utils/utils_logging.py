@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils import InputError
-from utils.utils_distributed import rank, world_size
-from utils.utils_files import read_file
+from utils.distributed import rank, world_size
+from utils.files import read_file
 
 
 def init_logging(output: "str | Path") -> logging.Logger:

@@ -21,7 +21,7 @@ from datasets import SyntheticFaces, get_dataloader, to_float  # noqa: E402
 from eval import certification  # noqa: E402
 from headers import get_header  # noqa: E402
 from train import objective  # noqa: E402
-from utils.utils_precision import full_precision  # noqa: E402
+from utils.precision import full_precision  # noqa: E402
 
 
 def network_and_images() -> tuple[torch.nn.Module, torch.Tensor]:

@@ -26,7 +26,7 @@ from plain import plain, with_constant_t  # noqa: E402
 from backbones import get_backbone  # noqa: E402
 from backbones.custom_layers import RescaledOnce  # noqa: E402
 from utils import InputError  # noqa: E402
-from utils.utils_files import atomic_write  # noqa: E402
+from utils.files import atomic_write  # noqa: E402
 
 
 def alternate(one: Callable[[], object], other: Callable[[], object], repeats: int, warm: bool = False) -> tuple[float, float]:
@@ -162,7 +162,7 @@ def _many_images(folder: str, count: int) -> str:
     """A .bin of `count` different images, of about the size that faces have as JPEG files."""
     from datasets import SyntheticFaces
     from utils.build_dataset import write_bin
-    from utils.utils_image import encode_image
+    from utils.images import encode_image
     faces, generator = [image for image, _ in SyntheticFaces(10, 2)], torch.Generator().manual_seed(0)
     noise = (torch.randint(-6, 7, (1, 112, 112), generator=generator) for _ in range(count))
     images = [encode_image((faces[k % len(faces)].int() + n).clamp(0, 255).byte(), "jpeg") for k, n in enumerate(noise)]
@@ -239,7 +239,7 @@ def data_rows(quick: bool) -> list[dict]:
     """Read and decode every record of a file of synthetic faces, here and by MXNet's own reader and decoder."""
     from datasets import RecordDataset, SyntheticFaces, get_dataloader
     from utils.recordio import RecordWriter, import_mxnet, pack
-    from utils.utils_image import encode_image
+    from utils.images import encode_image
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         faces = SyntheticFaces(100, 10)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import attacks
 from eval import certification, records
-from eval.audit import RESOLUTION
-from eval.journal import Journal, Outcome
-from eval.subject import OBJECTIVES, Subject, is_right, table_of
+from eval.audit.one import RESOLUTION
+from eval.store.journal import Journal, Outcome
+from eval.store.subject import OBJECTIVES, Subject, is_right, table_of
 from utils import InputError
-from utils.utils_distributed import barrier, rank
-from utils.utils_files import write_json
-from utils.utils_precision import full_precision
+from utils.distributed import barrier, rank
+from utils.files import write_json
+from utils.precision import full_precision
 
 _SHARE = 0.999  # of the radius: the budget of the attack
 _BOX = (-0.5, 0.5)

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from eval import published, toy
-from eval.plots import COLOURS, LINES, MARKERS, PathLike, finish, literal, save_figure
+from eval.show import published, toy
+from eval.show.plots import COLOURS, LINES, MARKERS, PathLike, finish, literal, save_figure
 from utils import InputError
 from utils.utils_logging import TrainingLog
 

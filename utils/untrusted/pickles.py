@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils import InputError
-from utils.utils_files import require_file
+from utils.files import require_file
 
 MAX_OPCODES = 2_000_000  # bounds time, and memory (about 100 bytes an object), for files made of tiny objects
 _EXPANSION = 2  # bytes that calls may make, in file sizes: no pickler needs more than text -> bytes -> array

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from eval import published, schema
+from eval.show import published
+from eval.store import schema
 from utils import InputError
-from utils.utils_files import atomic_write
+from utils.files import atomic_write
 
 FIGURE_2 = published.TOY_RUNS
 PathLike = Union[str, os.PathLike]

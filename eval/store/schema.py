@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils import InputError
-from utils.utils_files import read_file, read_json
+from utils.files import read_file, read_json
 
 MAX_TABLE = 2**25  # bytes; the records of 6,000 pairs have one million, and reading takes up to 30 times as many
 MAX_HEADER = 2**14

@@ -12,8 +12,8 @@ from datasets import to_float
 from eval import certification, records, verification
 from eval.records import Records
 from eval.verification import PairSet
-from utils.utils_distributed import barrier, rank
-from utils.utils_image import decode_image
+from utils.distributed import barrier, rank
+from utils.images import decode_image
 
 OBJECTIVES = {"u": "untargeted", "d": "dodging", "i": "impersonation"}
 _SIDES = ((("left", "right"), ("right", "left")), (("image", "image"),))  # attacked, compared with: of pairs, of images

@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple
 
 import pandas as pd
 
-from utils.utils_distributed import barrier, gather_objects, rank, world_size
+from utils.distributed import barrier, gather_objects, rank, world_size
 
 
 class Outcome(NamedTuple):

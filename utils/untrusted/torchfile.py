@@ -1,7 +1,7 @@
 """What a file of torch.save asks for, found out before torch reads it.
 
 `torch.load(weights_only=True)` runs no code, but it believes what a file says: a tensor of ten billion elements over eight bytes of
-data is given its memory, and so is a bytearray of any length. Here the pickle is interpreted by the machine of utils_pickle, where a
+data is given its memory, and so is a bytearray of any length. Here the pickle is interpreted by the machine of pickles.py, where a
 storage is a number of bytes and a tensor a claim about one; only what passes goes on to torch.
 """
 import io
@@ -12,8 +12,8 @@ import zipfile
 from typing import Any, BinaryIO
 
 from utils import InputError
-from utils.utils_files import require_file
-from utils.utils_pickle import PlainUnpickler, Refused
+from utils.files import require_file
+from utils.untrusted.pickles import PlainUnpickler, Refused
 
 MAX_PICKLE = 2**26  # bytes; those of the published networks have thousands
 _ZIP = b"PK\x03\x04"

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import InputError, utils_torchfile
-from utils.utils_files import atomic_write
+from utils import InputError
+from utils.untrusted import torchfile
+from utils.files import atomic_write
 
 
 def save(path: "str | os.PathLike[str]", content: Any) -> None:
@@ -31,7 +32,7 @@ def load(path: "str | os.PathLike[str]", device: "torch.device | str" = "cpu", w
     checkpoint, or holds anything else.
     """
     try:
-        utils_torchfile.check(path, whole)
+        torchfile.check(path, whole)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats make torch.load warn about itself; what matters is said by the error
             return torch.load(path, map_location=device, weights_only=True)

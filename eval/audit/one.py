@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 import attacks
 from eval import certification, records
-from eval.journal import Journal, Outcome
-from eval.subject import OBJECTIVES, Subject, plan, table_of
-from utils.utils_distributed import barrier, rank
-from utils.utils_files import write_json
-from utils.utils_precision import full_precision
+from eval.store.journal import Journal, Outcome
+from eval.store.subject import OBJECTIVES, Subject, plan, table_of
+from utils.distributed import barrier, rank
+from utils.files import write_json
+from utils.precision import full_precision
 
 COLUMN = "norm_audit"
 CHECKS = ("lipschitz", "margin", "decision")

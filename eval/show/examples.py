@@ -6,10 +6,10 @@ from torch import Tensor
 
 import attacks
 from eval.records import Records
-from eval.subject import OBJECTIVES, decoded, plan
+from eval.store.subject import OBJECTIVES, decoded, plan
 from eval.verification import PairSet
 from utils import InputError
-from utils.utils_precision import full_precision
+from utils.precision import full_precision
 
 
 class Examples(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from utils import RunError
-from utils import utils_checkpoint as checkpoint
-from utils.utils_distributed import rank
+from utils import checkpoint
+from utils.distributed import rank
 
 LOGGER = logging.getLogger("training")
 

@@ -4,8 +4,9 @@ from typing import Any, Mapping, Sequence
 
 import pandas as pd
 
-from eval import curves, plots, published, records, tables
-from utils.utils_files import atomic_write, read_json
+from eval import records
+from eval.show import curves, plots, published, tables
+from utils.files import atomic_write, read_json
 from utils.utils_logging import read_training_log
 
 TABLES, FIGURES = "tables.md", "figures"

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from eval import certification, verification
 from eval.records import Records
-from eval.subject import OBJECTIVES, is_right, table_of
-from eval.tables import ATTACK_NAMES
+from eval.store.subject import OBJECTIVES, is_right, table_of
+from eval.show.tables import ATTACK_NAMES
 from utils import InputError
-from utils.utils_files import atomic_write
+from utils.files import atomic_write
 
 PathLike = Union[str, os.PathLike]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from eval.arguments import ATTACKS, device_named, inside, load
+from eval.commands.arguments import ATTACKS, device_named, inside, load
 from utils import InputError
 
 
@@ -32,8 +32,8 @@ def table(args: argparse.Namespace) -> None:
         if given and len(given) != len(args.results):
             raise InputError(f"--{option}: {len(given)} given, expected one for each of the "
                              f"{len(args.results)} RESULTS")
-    from eval import published, tables
-    from utils.utils_files import atomic_write
+    from eval.show import published, tables
+    from utils.files import atomic_write
     rows = _rows(args)
     if args.which == "1":
         frame = tables.table1([*rows, *(published.table1() if args.with_paper else ())])
@@ -51,7 +51,8 @@ def table(args: argparse.Namespace) -> None:
 
 def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The summaries of all results, each with the name of its row and, for the ablation, its xi."""
-    from eval import records, tables
+    from eval import records
+    from eval.show import tables
     rows = []
     for number, results in enumerate(args.results):
         for folder, summary in records.read_summaries(results).items():
@@ -78,8 +79,9 @@ def plot_command(commands: Any) -> None:
 
 
 def plot(args: argparse.Namespace) -> None:
-    from eval import plots, records
-    from utils.utils_files import sha256
+    from eval import records
+    from eval.show import plots
+    from utils.files import sha256
     folders = [folder for results in args.results for folder in records.read_summaries(results)]
     names = [folder.resolve().name for folder in folders]
     if args.out and len(set(names)) < len(names):
@@ -104,7 +106,8 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def _draw_examples(args: argparse.Namespace, found: Any, path: Path) -> None:
-    from eval import examples, plots, verification
+    from eval import verification
+    from eval.show import examples, plots
     device = device_named(args.device)
     network = load(args.backbone, args.weights, device, found.summary.get("flip", "none"))
     pictures = examples.adversarial_examples(network, verification.read_bin(args.bin), found, device=device)
@@ -124,7 +127,7 @@ def curves_command(commands: Any) -> None:
 
 
 def curves(args: argparse.Namespace) -> None:
-    from eval.curves import plot_training_log
+    from eval.show.curves import plot_training_log
     from utils.utils_logging import read_training_log
     plot_training_log(read_training_log(args.log), args.out, args.title, args.target, args.norm)
     print(args.out)
@@ -139,8 +142,8 @@ def toy_command(commands: Any) -> None:
 
 
 def toy(args: argparse.Namespace) -> None:
-    from eval.curves import write_toy_figures
-    from eval.toy import beside_published, formatted, read_results
+    from eval.show.curves import write_toy_figures
+    from eval.show.toy import beside_published, formatted, read_results
     for dataset, results in read_results(args.runs).groupby("dataset"):
         print(f"{dataset}:", formatted(beside_published(results)).to_string(index=False), sep="\n")
     print(*write_toy_figures(args.runs, args.out), sep="\n")

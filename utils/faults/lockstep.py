@@ -5,7 +5,7 @@ import threading
 from typing import Iterable, Iterator, Optional, TypeVar
 
 from utils import InputError
-from utils.utils_distributed import gather_objects, rank, sums_over_ranks
+from utils.distributed import gather_objects, rank, sums_over_ranks
 
 LOGGER = logging.getLogger("training")
 STOPPED = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"

@@ -18,7 +18,7 @@ from backbones.sound import Proof, Sound
 from eval import records
 from eval.records import Records
 from eval.verification import PairSet
-from utils.utils_image import decode_image
+from utils.images import decode_image
 
 _SUFFIX = "_sound"
 _SMALLEST, _LARGEST = 1e-140, 1e140  # norms whose squares are ordinary numbers, those of their entries that matter as well

@@ -1,0 +1,1 @@
+"""What tries to break certificates, and what proves them in floating point."""

@@ -1,0 +1,1 @@
+"""What is typed at a shell: arguments, and a file a command."""

@@ -1,0 +1,1 @@
+"""Tables, plots, curves and examples, from results alone."""

@@ -1,0 +1,1 @@
+"""What lies on disk and is taken up again: what its files may hold, unfinished work, and what both are about."""

@@ -1,0 +1,1 @@
+"""Machines that read files of strangers without running what is in them."""
