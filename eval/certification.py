@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.evaluation import PROTOCOLS
 
-PROTOCOLS = ("strict", "paper")  # by the definitions, or as the published figures were made
 # More than the rounding of arccos tau (below 4) and of its difference from theta (below pi), in radians, and of the ten or so
 # operations, relatively, that make a radius of them: each is off by at most 2^-52 of its result.
 _ROUNDING = 2.0 ** -49

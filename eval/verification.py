@@ -42,6 +42,25 @@ class PairSet:
     right: np.ndarray
     same: np.ndarray
     positions: np.ndarray
+    resize: "tuple[int, int] | None" = None
+
+    @property
+    def resized(self) -> bool:
+        """Whether images are brought to another size."""
+        return self.resize is not None
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image, which all are to have."""
+        return tuple(self.decode(0).shape)
+
+    def decode(self, number: int) -> Tensor:
+        """The unique image of a number, uint8 [C, H, W]."""
+        return self.decode_image(self.images[number], self.describe(number))
+
+    def decode_image(self, image: bytes, name: str) -> Tensor:
+        """An encoded image as this set sees it."""
+        return decode_image(image, name)
 
     @property
     def name(self) -> str:
@@ -53,7 +72,7 @@ class PairSet:
         return f"{self.path}: image {self.positions[image]}"
 
 
-def read_bin(path: "str | os.PathLike[str]") -> PairSet:
+def read_bin(path: "str | os.PathLike[str]", unique: str = "bytes", resize: "tuple[int, int] | None" = None) -> PairSet:
     """Read a .bin: the pickle of (images, issame), two images a pair, pair k being images 2k and 2k + 1.
 
     Images are encoded (bytes, or uint8 arrays of the encoded bytes) or decoded (uint8 arrays [H, W, 3] in RGB); nothing
@@ -72,7 +91,7 @@ def read_bin(path: "str | os.PathLike[str]") -> PairSet:
     encoded = (_encoded(path, place, image) for place, image in enumerate(images))
     order = np.array([numbers.setdefault(image, len(numbers)) for image in encoded], dtype=np.int64)
     positions = np.unique(order, return_index=True)[1]
-    return PairSet(str(path), list(numbers), order[0::2], order[1::2], np.array(same, dtype=bool), positions)
+    return PairSet(str(path), list(numbers), order[0::2], order[1::2], np.array(same, dtype=bool), positions, resize)
 
 
 def _elements(path: Any, what: str, part: Any) -> "list | tuple | np.ndarray":
@@ -283,6 +302,21 @@ def tar_far(cosines: np.ndarray, same: np.ndarray, tau: float) -> "tuple[float |
     """(TAR, FAR): shares of the true and of the false pairs with cosine > tau; None where there are no such pairs."""
     accepted, same = np.asarray(cosines) > tau, np.asarray(same, dtype=bool)
     return tuple(float(accepted[kind].mean()) if kind.any() else None for kind in (same, ~same))
+
+
+def best_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """(accuracy, threshold): the largest share of right decisions that any threshold has on these very pairs, and that threshold, a score
+    (or -1, at which all with a direction are accepted).
+    """
+    cosines, same = np.asarray(cosines, dtype=np.float64), np.asarray(same, dtype=bool)
+    order = np.argsort(-cosines, kind="stable")
+    scores = cosines[order]
+    last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)  # equal scores pass together
+    right = np.append(0, np.cumsum(np.where(same[order], 1, -1))[last]) + (~same).sum()  # with the first 0, 1, ... scores accepted
+    right[-1] = -1 if np.isneginf(scores[-1]) else right[-1]  # which no threshold accepts
+    thresholds = np.append(scores[np.append(0, last[:-1] + 1)], -1.)
+    best = int(np.argmax(right))
+    return float(right[best] / len(same)), float(max(thresholds[best], -1.))
 
 
 def roc(cosines: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
