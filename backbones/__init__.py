@@ -78,6 +78,10 @@ def input_scale(name: str) -> float:
     return _entry(name).scale
 
 
+def image_size(name: str) -> tuple[int, int, int]:
+    return (3, 112, 112)
+
+
 def is_lipschitz(name: str) -> bool:
     """Whether the network is 1-Lipschitz in l2 by construction, so that certificates hold for it."""
     return _entry(name).lipschitz

@@ -42,7 +42,7 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     """
     eps_u, eps = budgets(eps_u), budgets(eps)
     build = partial(_build, name, subject.records.summary["protocol"], settings)
-    settings = _settings(build, seed, limit, skip, subject)
+    settings = _settings(name, build, seed, limit, skip, subject)
     found = _without_other_settings(subject.records, name, settings)
     entry = found.summary["attacks"].setdefault(name, {**settings, "eps_u": [], "eps": [], "skipped": {}})
     journal = Journal(subject.folder, f"attack_{name.replace(':', '_')}", {**provenance.fingerprint(found.summary), **settings})
@@ -70,9 +70,9 @@ def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: float | T
         raise InputError(f"--attack {name} does not take {' and '.join(settings)}") from None
 
 
-def _settings(build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject) -> dict[str, Any]:
+def _settings(name: str, build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject) -> dict[str, Any]:
     """All that a result depends on, apart from budget and subject, and `settings`, what these are known by."""
-    attack = build(None if build.args[0] in ("cw", "ddn") else 1.)
+    attack = build(None if attacks.ATTACKS.find(name).minimum_norm else 1.)
     fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack) if field.name != "eps"}
     fields |= {"minimum_norm": attack.minimum_norm, "published": attack.published, "seed": seed, "limit": limit,
                "skip": skip} | ({"batch_size": subject.batch_size} if attack.published else {})

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import attacks
-from attacks import APGD, CW, DDN, FGSM, PGD, PublishedCW, PublishedFGSM, PublishedPGD, cosine, margin, preset, succeeds
+from attacks import APGD, CW, DDN, FGSM, PGD, cosine, margin, preset, succeeds
+from attacks_published import PublishedCW, PublishedFGSM, PublishedPGD
 from backbones.custom_layers import Downsize, PaddingChannels, SLLLinear, SLLStage
 from eval import certification
 from utils import InputError

@@ -24,7 +24,7 @@ from utils.files import write_json
 class Search(Protocol):
     """How what a geometry lets an attacker move is attacked."""
     kinds: str  # of decisions that it is about: u, d, i
-    attacks: list[str]
+    strongest: list[str]  # the attacks, for the report
     measured: list[str]  # columns that `attack` returns
 
     def samples(self, kind: str) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def audit(subject: Subject, threat: str = "one", steps: int = 100, restarts: int
     settings = Settings(steps, restarts, limit, seed)
     kind_of_search = one.OneImageSearch if chosen_certificate.geometry == "one" else pairs.PairSearch
     search: Search = kind_of_search(subject, double, chosen_certificate, settings)
-    written = {"threat": threat, **settings._asdict(), "share_of_radius": SHARE, "attacks": search.attacks}
+    written = {"threat": threat, **settings._asdict(), "share_of_radius": SHARE, "attacks": search.strongest}
     origin = provenance.fingerprint(found.summary)
     journal = Journal(subject.folder, f"audit_{threat.replace(':', '_')}", {**origin, **written})
     report: dict[str, Any] = {**origin, "bin": found.summary.get("bin"), "settings": written, "attacked": {}, "unresolved": {}}

@@ -34,7 +34,7 @@ _EDGES = np.arange(1, 6.01, 0.25)
 
 class OneImageSearch:
     """Attacks on one image at a time: of each pair either one, and each image against itself."""
-    attacks = ["apgd", "ddn", "cw"]
+    strongest = ["apgd", "ddn", "cw"]
     measured = ["norm", "points", "rechecked", "ratio", "moved", "broken"]
 
     def __init__(self, subject: Subject, double: Callable[[Tensor], Tensor], certificate: Certificate, settings: Settings):

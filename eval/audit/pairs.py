@@ -29,7 +29,7 @@ _BOX = (-0.5, 0.5)
 class PairSearch:
     """Attacks on both images of a pair at once: each in a ball of its own, or the two in one."""
     kinds = "di"
-    attacks = ["gradient steps on both images"]
+    strongest = ["gradient steps on both images"]
     measured = ["points", "margin", "rechecked", "broken", "moved_left", "moved_right"]
 
     def __init__(self, subject: Subject, double: Callable[[Tensor], Tensor], certificate: Certificate, settings: Settings):
