@@ -101,10 +101,13 @@ class CallBackCheckpoint:
         return sorted((path for path in self.output.glob("state_*.pt") if _step_of(path) >= 0), key=_step_of, reverse=True)
 
     def save_weights(self, name: str) -> None:
-        """model_`name`.pt and header_`name`.pt: plain state dicts. Rank 0 writes; raises OSError where it cannot."""
+        """model_`name`.pt and header_`name`.pt: plain state dicts, which know the network that they are of (`built_as` of get_backbone).
+
+        Rank 0 writes; raises OSError where it cannot.
+        """
         if rank() == 0:
             for part in ("model", "header"):
-                checkpoint.save(self.output / f"{part}_{name}.pt", self.parts[part].state_dict())
+                checkpoint.save_weights(self.output / f"{part}_{name}.pt", self.parts[part], *getattr(self.parts[part], "built_as", ()))
 
     def save_state(self, progress: Mapping[str, Any]) -> None:
         """The state of all parts, `progress` (numbers, "step" among them, and dicts of them) and every rank's random state.
