@@ -34,8 +34,8 @@ THREATS = {"both": certification.two_sided_radius, "joint": certification.joint_
 _SUBJECT = ("backbone", "weights_sha256", "flip", "bin_sha256")
 _ORIGIN = (*_SUBJECT, "lipschitz", "protocol", "far_target", "tau", "code_sha256")
 # what figures depend on; how they are printed is not
-_CODE = ("attacks.py", "datasets.py", "backbones/*.py", "utils/images.py", "utils/untrusted/pickles.py", "utils/precision.py",
-         "eval/*.py", "eval/audit/*.py", "eval/store/*.py")
+_CODE = ("attacks*.py", "datasets.py", "backbones/*.py", "utils/directions.py", "utils/images.py", "utils/untrusted/pickles.py",
+         "utils/precision.py", "eval/*.py", "eval/audit/*.py", "eval/store/*.py")
 _CHUNK = 4096  # pairs whose embeddings are gathered at a time
 
 
