@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import DividedOutput, lipschitz_bound
+from backbones.bounds import at_most_one
 from eval import certification, verification
 from eval.certificates import Case, Certificate, OneImage, certificate
 from eval.evaluation import Evaluation
@@ -70,7 +71,7 @@ def require_proof(network: Callable[[Tensor], Tensor], image_size: Iterable[int]
     if not isinstance(network, nn.Module):
         raise InputError(f"{getattr(network, '__name__', type(network).__name__)}: a function has no layers that prove a Lipschitz constant: "
                          "give your own bound, lipschitz=")
-    pass
+    at_most_one(lipschitz_bound(network, tuple(image_size)))
 
 
 def divided(network: Callable[[Tensor], Tensor], lipschitz: float) -> nn.Module:
@@ -105,8 +106,7 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Eva
             pairs[one.column] = np.where(right, one.radius(case).numpy(), 0.)
         images["radius_u"] = OneImage.untargeted(images["norm"].to_numpy(), tau, protocol).numpy()
     summary = summarise(pairs, images, dataclasses.replace(evaluation, tau=tau), further)
-    summary.update(format=FORMAT, far_target=evaluation.far_target, flip=evaluation.flip, image_size=list(pair_set.image_size),
-                   resized=pair_set.resized)
+    summary.update(format=FORMAT, far_target=evaluation.far_target, flip=evaluation.flip, image_size=list(pair_set.image_size))
     if evaluation.far_target is None:
         summary["reasons"]["far_target"] = "tau was given"
     return Records(pairs, images, summary)

@@ -55,9 +55,12 @@ def open_pairs(model: Model, path: str | os.PathLike[str], protocol: str, resize
 
     resize: (height, width) that images of another size are brought to.
     """
-    pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes", resize=resize)
+    read = pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes")
+    if resize is not None:
+        pair_set = verification.resized(read, resize)
     verification.require_size(model.network, pair_set)
-    return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size)}
+    return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size),
+                      "resized": pair_set.images != read.images}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +122,7 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
         provenance.refuse_others(folder / results.SUMMARY, found.summary, asked)
         results.refuse_other_pairs(folder, found, pair_set, evaluation)
     embeddings = verification.embed_images(model.network, pair_set.images, evaluation.views, batch_size, device,
-                                           describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True,
-                                           decode=pair_set.decode_image)
+                                           describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True)
     if found is None:
         found = records.evaluate(pair_set, embeddings, evaluation, model.certified)
         found.summary.update({**origin, **remarks})
