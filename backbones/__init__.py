@@ -58,7 +58,8 @@ def input_scale(name: str) -> float:
 
 
 def image_size(name: str) -> tuple[int, int, int]:
-    return (3, 112, 112)
+    """(C, H, W) of the images that the network is made for."""
+    return BACKBONES.find(name).image_size
 
 
 def is_lipschitz(name: str) -> bool:

@@ -55,30 +55,29 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     summary says that it is assumed. `embedding` goes to `verification.embed_images`. Raises InputError where an image cannot be used, no
     threshold can be chosen, or nothing proves the network's constant.
     """
-    assumed = lipschitz is not None
-    if assumed:
-        network = divided(network, lipschitz)
-    else:
-        require_proof(network, pair_set.image_size)
+    network = proven_or_divided(network, pair_set.image_size, lipschitz)
     embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe, **embedding)
     found = evaluate(pair_set, embeddings, evaluation)
-    found.summary.update(lipschitz=float(lipschitz) if assumed else 1.0, lipschitz_assumed=assumed)
+    found.summary.update(lipschitz=1.0 if lipschitz is None else float(lipschitz), lipschitz_assumed=lipschitz is not None)
     return found
 
 
-def require_proof(network: Callable[[Tensor], Tensor], image_size: Iterable[int]) -> None:
-    """Raise InputError unless the layers of a network prove that it is 1-Lipschitz at images of this size [C, H, W]."""
+def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None) -> Callable[[Tensor], Tensor]:
+    """A network whose layers prove that it is 1-Lipschitz at images of this size [C, H, W], as it is; another one with its embeddings
+    divided by the constant `lipschitz` that the caller vouches for. Raises InputError where neither is so.
+    """
+    if lipschitz is not None:
+        if not 0 < lipschitz < np.inf:
+            raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
+        return DividedOutput(network, float(lipschitz)).eval()
     if not isinstance(network, nn.Module):
         raise InputError(f"{getattr(network, '__name__', type(network).__name__)}: a function has no layers that prove a Lipschitz constant: "
                          "give your own bound, lipschitz=")
-    at_most_one(lipschitz_bound(network, tuple(image_size)))
-
-
-def divided(network: Callable[[Tensor], Tensor], lipschitz: float) -> nn.Module:
-    """The network with its embeddings divided by a Lipschitz constant that the caller vouches for."""
-    if not 0 < lipschitz < np.inf:
-        raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
-    return DividedOutput(network, float(lipschitz)).eval()
+    try:
+        at_most_one(lipschitz_bound(network, tuple(image_size)))
+    except InputError as error:
+        raise InputError(f"{error}; your own bound for it is given by lipschitz=") from None
+    return network
 
 
 def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Evaluation(), certified: bool = True) -> Records:

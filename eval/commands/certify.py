@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         pair_set, origin = open_pairs(model, path, evaluation.protocol, size_of(args))
         results.refuse_another_subject(folder, origin)
         embedding = dict(device=device, batch_size=args.batch_size, num_workers=args.num_workers, progress=pair_set.name)
+        # what is proven of a network under --sound is said below, with its rounding; its plain radii are for 1
         result = records.certify(model.network, pair_set, evaluation, 1.0 if proven else None, **embedding)
         result.summary.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
         if proven:
