@@ -4,7 +4,7 @@ Two embeddings, a row each of embeddings1 and embeddings2 [N, D], are taken as o
 rows are unit vectors, so it is 2 - 2 cos. Where one has no direction (`utils.directions`) the distance is infinite: rejected at every
 threshold. docs/published_names.md says where results differ from what these names returned elsewhere.
 """
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch

@@ -10,8 +10,8 @@ has the radii and their proofs.
     FPIR        a probe of nobody who is enrolled is accepted (false-positive identification rate)
 """
 import os
-from pathlib import Path
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,8 +94,8 @@ def _as_it_is(image: Tensor, name: str) -> Tensor:
 
 
 def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split, fpir: float = 1e-2, tau: "float | None" = None,
-             eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", lipschitz: float | None = None, **embedding: Any
-             ) -> tuple[pd.DataFrame, dict[str, Any]]:
+             eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", lipschitz: float | None = None,
+             **embedding: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(probes, summary) of a dataset that was split. tau: None chooses the loosest with FPIR at most `fpir`; without unknown probes
     there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. lipschitz: as `records.certify`. `embedding` goes to
     `verification.embed_images`.

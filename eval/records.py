@@ -1,6 +1,6 @@
 """Records of an evaluation: one row a pair, one row an image, and the summary that is computed from these rows alone."""
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from backbones import DividedOutput, lipschitz_bound
 from backbones.bounds import at_most_one
 from eval import certification, verification
-from eval.certificates import Case, Certificate, OneImage, certificate
-from eval.evaluation import Evaluation
+from eval.certificates import ONE, Case, Certificate, OneImage, certificate
+from eval.evaluation import DEFAULTS, Evaluation
 from eval.summary import ByBudget, Summary
 from eval.verification import PairSet
 from utils import InputError
-from utils.images import decode_image
 
 FORMAT = 2  # of the files of a results folder
 AUDITED = "audit"  # what stands for an attack where it was the audit
@@ -46,7 +45,7 @@ class Records:
         return "radius" in self.pairs
 
 
-def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation = Evaluation(), lipschitz: float | None = None,
+def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation = DEFAULTS, lipschitz: float | None = None,
             **embedding: Any) -> Records:
     """Embed the unique images of a pair set once, choose tau (unless given) and certify each pair and each image.
 
@@ -62,7 +61,8 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     return found
 
 
-def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None) -> Callable[[Tensor], Tensor]:
+def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None
+                      ) -> Callable[[Tensor], Tensor]:
     """A network whose layers prove that it is 1-Lipschitz at images of this size [C, H, W], as it is; another one with its embeddings
     divided by the constant `lipschitz` that the caller vouches for. Raises InputError where neither is so.
     """
@@ -71,8 +71,8 @@ def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[
             raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
         return DividedOutput(network, float(lipschitz)).eval()
     if not isinstance(network, nn.Module):
-        raise InputError(f"{getattr(network, '__name__', type(network).__name__)}: a function has no layers that prove a Lipschitz constant: "
-                         "give your own bound, lipschitz=")
+        name = getattr(network, "__name__", type(network).__name__)
+        raise InputError(f"{name}: a function has no layers that prove a Lipschitz constant: give your own bound, lipschitz=")
     try:
         at_most_one(lipschitz_bound(network, tuple(image_size)))
     except InputError as error:
@@ -80,7 +80,7 @@ def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[
     return network
 
 
-def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Evaluation(), certified: bool = True) -> Records:
+def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEFAULTS, certified: bool = True) -> Records:
     """The records of embeddings [flips, n, D] of a 1-Lipschitz network, of which the caller makes sure (`certify` does).
 
     Those of other networks (certified=False) have no radii, and None for every certified figure.
@@ -98,10 +98,12 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Eva
         case = Case(*(pairs[name].to_numpy() for name in ("norm_left", "norm_right", "theta")), tau, protocol,
                     int(np.prod(pair_set.image_size)))
         right = pairs["accepted"] == pairs["same"]
-        pairs["radius"] = np.where(right, OneImage().radius(case).numpy(), 0.)
+        pairs["radius"] = np.where(right, ONE.radius(case).numpy(), 0.)
         distance = np.tile(image_distances(pair_set), 1 + pairs["flipped"].any())  # mirrored images are as far apart
         pairs["upper_bound"] = certification.upper_bound(distance, case.theta, tau, protocol).numpy()
         for one in further:
+            if one.column in pairs:
+                raise InputError(f"certificate {one.name}: there is a column {one.column} already, expected a name that no other has")
             pairs[one.column] = np.where(right, one.radius(case).numpy(), 0.)
         images["radius_u"] = OneImage.untargeted(images["norm"].to_numpy(), tau, protocol).numpy()
     summary = summarise(pairs, images, dataclasses.replace(evaluation, tau=tau), further)

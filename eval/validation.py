@@ -1,7 +1,7 @@
 """Verification of a network while it is trained: the .bin files beside its data -> 10-fold accuracies and feature norms."""
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
 
 from torch import nn
 
@@ -39,7 +39,8 @@ def _require_usable(pairs: PairSet, image_size: tuple[int, ...]) -> None:
 
 def verify(network: nn.Module, pairs: PairSet) -> dict[str, float]:
     """Of a network of pixels in [-0.5, 0.5], on all ranks: the 10-fold accuracy of flip-summed embeddings and of the unflipped ones
-    (accuracy, unflipped, and their deviations accuracy_std, unflipped_std), and the mean norm over all images of the pairs (xnorm)."""
+    (accuracy, unflipped, and their deviations accuracy_std, unflipped_std), and the mean norm over all images of the pairs (xnorm).
+    """
     embeddings = embed_images(network, pairs.images, flips=(False, True), describe=pairs.describe,
                               progress=pairs.name if rank() == 0 else "", distributed=True)
     accuracy, accuracy_std = ten_fold_accuracy(pair_cosines(embeddings.sum(0), pairs.left, pairs.right), pairs.same)

@@ -7,9 +7,10 @@ scripts call.
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,7 @@ from tqdm import tqdm
 from backbones import embedding_size
 from datasets import to_float
 from eval.certification import is_paper
-from eval.folds import (LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate,
-                        ten_fold_accuracy)
+from eval.folds import LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate, ten_fold_accuracy
 from eval.rates import auc, best_accuracy, eer, roc, tar_far, threshold_at_far
 from utils import InputError, RecordError
 from utils.directions import cosine, norms

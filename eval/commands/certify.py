@@ -79,6 +79,6 @@ def _model(args: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     proven = load_sound(args.backbone, args.weights, device)
     if proven.lipschitz > 1 + TOLERANCE:
         warnings.warn(f"{args.weights}: L is {proven.lipschitz:.9g}: radii that are not called sound, the first table, are for 1 and "
-                      "do not hold")
+                      "do not hold", stacklevel=2)
     network = averaged(proven, args.flip)
     return Model(network, provenance.origin(args.backbone, args.weights, network), True), proven

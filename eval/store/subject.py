@@ -14,7 +14,7 @@ from tqdm import tqdm
 import backbones
 from datasets import to_float
 from eval import records, verification
-from eval.certificates import Case, Certificate, OneImage
+from eval.certificates import ONE, Case, Certificate, OneImage
 from eval.evaluation import Evaluation
 from eval.records import Records, is_right, table_of
 from eval.store import provenance, results
@@ -132,20 +132,16 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
     return Subject(model.network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
 
 
-def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate | None = None) -> pd.DataFrame:
+def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate = ONE) -> pd.DataFrame:
     """Every single attack that the first `limit` rows of a kind allow, indexed by a number that is unique in the kind.
 
     Columns: row (of pairs or images), side (0: left, 1: right), image (attacked), target (whose embedding it is
     compared with), flipped, right (when clean), radius (certified, of `certificate`, for an attack on this image alone; 0 where the
     decision is wrong or the network is not 1-Lipschitz).
     """
-    certificate = certificate or OneImage()
     table, tau = table_of(found, kind)[:limit], found.summary["tau"]
     right = is_right(table)
-    if kind == "u":
-        radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),)
-    else:
-        radii = certificate.sides(case_of(found, table))
+    radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),) if kind == "u" else certificate.sides(case_of(found, table))
     parts = []
     for side, ((image, target), radius) in enumerate(zip(_SIDES[kind == "u"], radii)):
         parts.append(pd.DataFrame({
