@@ -46,17 +46,17 @@ def _collect(name: str, module: nn.Module, network: nn.Module, found: "dict[str,
     seen.add(id(module))
     if proof.is_declared(module):
         if why := proof.refusal(module):
-            raise InputError(f"{proof.named(name, module)}: {why}: it has no known Lipschitz constant")
+            raise InputError(f"{proof.named(name, module)} {why}: it has no known Lipschitz constant")
         found[name] = module
         return
     own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
     if module is network and own:
         raise InputError(f"{own[0]} of {type(module).__name__}: parameters outside of layers have no known Lipschitz constant")
     if own or not _is_container(module):
-        raise InputError(f"{proof.named(name, module)}: {type(module).__name__} has no known Lipschitz constant, expected layers that declare "
-                         "one, as those of SLL networks do")
+        raise InputError(f"{proof.named(name, module)} has no known Lipschitz constant, expected layers that declare one, as those of SLL "
+                         "networks do")
     if why := proof.replacement(module):
-        raise InputError(f"{proof.named(name, module)}: {why}: it has no known Lipschitz constant")
+        raise InputError(f"{proof.named(name, module)} {why}: it has no known Lipschitz constant")
     for child_name, child in module.named_children():
         _collect(f"{name}.{child_name}" if name else child_name, child, network, found, seen)
 
@@ -73,6 +73,8 @@ def chain(network: nn.Module, image_size: Sequence[int]) -> "list[Step]":
     images of this size do not fit.
     """
     layers = layers_of(network)
+    if "" in layers:  # the network is a layer: what it does inside is its own affair
+        return [Step("", network, torch.Size(image_size))]
     orders = [_let_through(network, layers, (batch, *image_size)) for batch in _BATCHES]
     return [Step(name, layers[name], shape[1:]) for name, shape in orders[0]]
 

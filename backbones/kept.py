@@ -53,6 +53,8 @@ class Rescaled(nn.Module):
     def _rescaled_now(self) -> Pair:
         parameters = self.sources()
         gradients = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
+        if parameters[0].is_meta:  # shapes cannot be compared, and cost nothing
+            return self.fresh()
         if gradients or torch._C._are_functorch_transforms_active():  # what a transform of torch.func sees belongs to that call
             return self.fresh()
         if self._kept is None or not _equal(self._kept[0], parameters):

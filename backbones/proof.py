@@ -81,20 +81,20 @@ def is_declared(layer: nn.Module) -> bool:
 
 
 def refusal(layer: nn.Module) -> Optional[str]:
-    """Why what is declared of this layer's kind does not hold for it; None where it does."""
+    """Why what is declared of this layer's kind does not hold for it, as the end of a sentence; None where it does."""
     if replaced := replacement(layer):
         return replaced
     if covers(layer, "proven_lipschitz") or _is_of_its_kind(layer):
         return None
-    return f"{type(layer).__name__} has another forward than the one that its Lipschitz constant was declared for, and declares none itself"
+    return "has another forward than the one that its Lipschitz constant was declared for, and declares none itself"
 
 
 def replacement(module: nn.Module) -> Optional[str]:
     """What stands between calling this module and the `forward` of its class; None where nothing does."""
     if "forward" in vars(module):
-        return f"the forward of this {type(module).__name__} was replaced"
+        return "had its forward replaced"
     if module._forward_hooks or module._forward_pre_hooks:
-        return f"this {type(module).__name__} has hooks, which may change what it computes"
+        return "has hooks, which may change what it computes"
     return None
 
 
@@ -129,8 +129,8 @@ def _is_of_its_kind(layer: nn.Module) -> bool:
 
 
 def named(name: str, layer: nn.Module) -> str:
-    """How messages call a layer."""
-    return f"layer {name}" if name else type(layer).__name__
+    """How messages call a layer: by its name in the network, if it is not that itself, and its class."""
+    return f"layer {name}: {type(layer).__name__}" if name else type(layer).__name__
 
 
 def folded_layers(network: nn.Module) -> "dict[int, Any]":
@@ -140,7 +140,7 @@ def folded_layers(network: nn.Module) -> "dict[int, Any]":
     for name, layer in network.named_modules():
         if hasattr(type(layer), "folded"):
             if not covers(layer, "folded") or replacement(layer):
-                raise InputError(f"{named(name, layer)}: {type(layer).__name__} has another forward than the one that can be folded")
+                raise InputError(f"{named(name, layer)} has another forward than the one that can be folded")
             forms[id(layer)] = layer.folded()
     return forms
 

@@ -43,7 +43,7 @@ class Sound(nn.Module):
         self.folded = fold(network)
         for name, layer in layers_of(self.folded).items():
             if proof.rounding(layer) is None:
-                raise InputError(f"{proof.named(name, layer)}: {type(layer).__name__} says nothing of its rounding: no radius can be proven")
+                raise InputError(f"{proof.named(name, layer)} says nothing of its rounding: no radius can be proven")
         self.lipschitz = product([constant_of(name, layer, None) for name, layer in layers_of(self.folded).items()])
         if not 0 < self.lipschitz < math.inf:
             raise InputError(f"the bound of the Lipschitz constant is {self.lipschitz}: no radius can be divided by it")

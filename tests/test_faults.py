@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import SETTINGS, register, write_faces
+from tiny_training import SETTINGS, write_faces
 from torch import nn
 
 import backbones
@@ -34,15 +34,6 @@ from utils.faults.lockstep import STOPPED, StopSignals, in_lockstep
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tests" / "tiny_training.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def networks():
-    register()
-    yield
-    for name in ("tiny", "with_batch_norm"):
-        backbones._NETWORKS.pop(name)
-    sys.modules.pop("backbones.small_world")
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +448,6 @@ def _in_group(number, tasks) -> dict:
 
 
 def _process(number, folder, arguments):
-    register()
     os.environ["MASTER_PORT"] = (folder / "port").read_text()
     (folder / f"result{number}").write_text(json.dumps(_in_group(number, {"arguments": arguments})))
 

@@ -447,22 +447,30 @@ def test_the_bound_of_a_layer_lies_between_its_norm_and_one(kernel, scale):
         layer.weight.mul_(torch.randn_like(layer.weight).exp() * scale)
         layer.weight[2] = 0
         layer.q[3:] = torch.tensor([300., -300., 1e4])
-    bound = lipschitz_bound(nn.Sequential(layer))
+    bound = lipschitz_bound(nn.Sequential(layer), (6, 8, 8))
     assert norm_by_power(layer) <= bound + 1e-6 and bound <= 1 + 1e-6
 
 
 def test_the_bound_of_a_dense_layer_is_its_norm():
     torch.manual_seed(0)
     layer = SLLLinear(9, 5)
-    assert lipschitz_bound(nn.Sequential(layer)) == pytest.approx(torch.linalg.matrix_norm(layer.rescaled()[0].double(), 2).item(), rel=1e-9)
+    assert lipschitz_bound(nn.Sequential(layer), (9,)) == pytest.approx(torch.linalg.matrix_norm(layer.rescaled()[0].double(), 2).item(), rel=1e-9)
+
+
+class Own(nn.Sequential):
+    """A layer and a parameter beside it."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.scale = nn.Parameter(torch.tensor(2.0))
 
 
 @pytest.mark.parametrize("network, words", [
     (nn.Sequential(SLLLinear(4, 4), nn.Linear(4, 4)), "layer 1: Linear has no known"), (nn.Sequential(nn.BatchNorm1d(4)), "BatchNorm1d"),
-    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (type("Own", (SLLLinear,), {})(4, 4), "outside of layers")])
+    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (Own(SLLLinear(4, 4)), "scale of Own: parameters outside of layers")])
 def test_networks_of_other_layers_have_no_bound(network, words):
     with pytest.raises(InputError, match=words):
-        lipschitz_bound(network)
+        lipschitz_bound(network, (4,))
 
 
 def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(monkeypatch):
@@ -471,18 +479,18 @@ def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(mo
             network = Tiny()
             getattr(network[1], parameter).data.view(-1)[0] = value
             with pytest.raises(InputError, match=rf"1.{parameter}: 1 of \d+ values are not finite"):
-                lipschitz_bound(network)
-    assert lipschitz_bound(Tight()) == pytest.approx(1, abs=1e-6)
+                lipschitz_bound(network, SIZE)
+    assert lipschitz_bound(Tight(), SIZE) == pytest.approx(1, abs=1e-6)
     rescaled = SLLConv2d.rescaled
     monkeypatch.setattr(SLLConv2d, "rescaled", lambda layer: (rescaled(layer)[0] * 1.001, None))  # 2 * 1.001^2 - 1
     with pytest.raises(InputError, match="layer 1: its Lipschitz constant may be 1.004"):
-        lipschitz_bound(Tight())
+        lipschitz_bound(Tight(), SIZE)
 
 
 @pytest.mark.parametrize("name", ["sllnet_mnist", "sllnet_cifar", "sllnet_small", "sllnet_plus"])
 def test_the_networks_here_are_verified(name):
     torch.manual_seed(0)
-    assert 0 < lipschitz_bound(backbones.get_backbone(name)) <= 1 + 1e-4
+    assert 0 < lipschitz_bound(backbones.get_backbone(name), backbones.image_size(name)) <= 1 + 1e-4
 
 
 def test_results_of_other_code_are_not_mixed(world, monkeypatch, capsys):  # noqa: F811
