@@ -57,8 +57,9 @@ def test_the_same_thing_may_register_again(fruits):
 
 @pytest.mark.parametrize("given, nearest", [("aple", "apple"), ("Apple", "apple"), ("MALUS", "malus"), ("PAER", "pear"), ("Malu", "malus")])
 def test_a_mistyped_name_leads_to_the_nearest(fruits, given, nearest):
-    with pytest.raises(InputError, match=rf"fruit '{given}' is not known; did you mean '{nearest}'\? \(there are apple, pear; .*package\.module:Name"):
+    with pytest.raises(InputError, match=rf"fruit '{given}' is not known; did you mean '{nearest}'\? \(there are apple, pear; ") as error:
         fruits.find(given)
+    assert "package.module:Name" in str(error.value)
 
 
 def test_a_name_like_no_other_lists_them_all(fruits):
@@ -96,7 +97,8 @@ def orchard(tmp_path, monkeypatch):
     """A folder outside the repository, in which one works, with a package."""
     (tmp_path / "somewhere").mkdir()
     (tmp_path / "somewhere" / "quinces.py").write_text(OUTSIDE)
-    for name, text in (("fails", "1 / 0"), ("torn", "def f(:"), ("needs", "import a_module_that_is_nowhere"), ("many", "raise ValueError('two\\nlines')")):
+    texts = {"fails": "1 / 0", "torn": "def f(:", "needs": "import a_module_that_is_nowhere", "many": "raise ValueError('two\\nlines')"}
+    for name, text in texts.items():
         (tmp_path / "somewhere" / f"{name}.py").write_text(text + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
@@ -120,8 +122,9 @@ def test_what_it_was_registered_with_holds_for_it(orchard):
 @pytest.mark.parametrize("name, words", [
     ("somewhere.nothing:Quince", "No module named 'somewhere.nothing'"), ("nowhere:Quince", "No module named 'nowhere'"),
     ("somewhere.quinces:Medlar", "has no attribute 'Medlar'"), ("somewhere.quinces:number", "is a int, expected a class or a function"),
-    ("somewhere.quinces:", "has no attribute ''"), (":Quince", "ValueError"), ("somewhere.needs:x", "No module named 'a_module_that_is_nowhere'"),
-    ("somewhere.fails:x", "ZeroDivisionError: division by zero"), ("somewhere.torn:x", "SyntaxError: "), ("..quinces:Quince", "cannot be imported")])
+    ("somewhere.quinces:", "has no attribute ''"), (":Quince", "ValueError"), ("..quinces:Quince", "cannot be imported"),
+    ("somewhere.needs:x", "No module named 'a_module_that_is_nowhere'"), ("somewhere.fails:x", "ZeroDivisionError: division by zero"),
+    ("somewhere.torn:x", "SyntaxError: ")])
 def test_what_cannot_be_imported_says_so(orchard, fruits, name, words):
     with pytest.raises(InputError) as error:
         fruits.find(name)
@@ -129,5 +132,6 @@ def test_what_cannot_be_imported_says_so(orchard, fruits, name, words):
 
 
 def test_command_lines_say_it_in_one_line(orchard):
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "header=somewhere.many:Head"], cwd=orchard, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(ROOT / "train.py"), "header=somewhere.many:Head"]
+    done = subprocess.run(command, cwd=orchard, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr == "train: header somewhere.many:Head: cannot be imported: ValueError: two lines\n"
