@@ -52,6 +52,6 @@ config.timeout = 600.0              # seconds that a process waits for the other
 config.frequent = 20                # steps between two log lines
 config.verbose = 2000               # steps between two verifications
 config.val_targets = None           # names of .bin files beside the data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
-config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt, numbered from 1; the last ones are model_final.pt, header_final.pt
+config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt (counted from 1); the last are *_final.pt
 config.save_steps = 2000            # steps between two full states, state_*.pt; the end of an epoch saves one too
 config.keep_states = 2              # how many of them are kept

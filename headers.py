@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from utils import InputError
 from utils.distributed import all_gather_interleaved, rank, world_size
-from utils.registry import Registry
+from utils.registry import Registry, check_arguments
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class AdaCos(Header):
 
     s starts at sqrt(2) log(num_classes - 1); then s = log(B) / cos(min(pi/4, median theta)), where B is the mean over the batch of the
     sum over the other classes of exp(s cos(theta)), and the median is that of the target angles, both over the batches of all ranks.
-    `s` is a buffer and stays as it is in eval mode; a state dict without it, as the published header's is, loads and leaves it alone. Raises
-    ValueError for fewer than three classes, where s would be 0.
+    `s` is a buffer and stays as it is in eval mode; a state dict without it, as the published header's is, loads and leaves it alone.
+    Raises ValueError for fewer than three classes, where s would be 0.
     """
 
     def __init__(self, num_classes: int, emb_size: int):
@@ -199,25 +199,14 @@ def get_header(name: str, num_classes: int, emb_size: int, run_seed: int | None 
     run_seed: the `seed` of headers that take one, unless `kw` has it. Raises InputError for an unknown name, for an argument that the
     header does not take or that is of another type than its default, and where its weights do not fit into memory.
     """
-    entry = HEADERS.find(name)
+    build = HEADERS.find(name).build
     try:
-        parameters = inspect.signature(entry.build).parameters
-        if run_seed is not None and "seed" in parameters:
+        if run_seed is not None and "seed" in inspect.signature(build).parameters:
             kw = {"seed": run_seed, **kw}
-        for key, value in kw.items():
-            _require_kind(key, value, parameters[key].default if key in parameters else None)
-        header = entry.build(num_classes, emb_size, **kw)
-        if not isinstance(header, nn.Module):
-            raise TypeError(f"made a {type(header).__name__}, expected a torch.nn.Module")
-        return header
+        check_arguments(build, kw)
+        header = build(num_classes, emb_size, **kw)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of memory that cannot be had
         raise InputError(f"header {name}: {error}") from error
-
-
-def _require_kind(key: str, value: object, default: object) -> None:
-    """Raise TypeError where an argument is of another type than its default, or negative where that is an int."""
-    kind = type(default)
-    if default is None or default is inspect.Parameter.empty:  # a default that tells nothing of the type, or none
-        return
-    if type(value) is not kind and (kind, type(value)) != (float, int) or kind is int and value < 0:
-        raise TypeError(f"{key}={value!r}, expected {kind.__name__}{' >= 0' * (kind is int)}")
+    if not isinstance(header, nn.Module):
+        raise InputError(f"header {name}: makes a {type(header).__name__}, expected an nn.Module")
+    return header

@@ -75,7 +75,8 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     torch.manual_seed(cfg.seed + rank())  # from here on ranks draw different numbers, for dropout
 
     # where an earlier start left off, if there was one
-    run = Run(cfg, dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler), settings_of(cfg, dataset), loader)
+    parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    run = Run(cfg, parts, settings_of(cfg, dataset), loader)
     guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16, output=cfg.output)
     verification = verification_of(cfg, dataset.image_size, run)
     init_logging(rank(), cfg.output, "training")
@@ -193,7 +194,7 @@ def sized_network(name: str, emb_size: int | None) -> nn.Module:
 def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
     """The header of the settings; where it draws random numbers it gets the run's seed."""
     if cfg.emb_size not in (None, emb_size):
-        raise InputError(f"setting emb_size={cfg.emb_size}: backbone={cfg.backbone} has embeddings of length {emb_size}, and no argument for another")
+        raise InputError(f"setting emb_size={cfg.emb_size}: backbone={cfg.backbone} has embeddings of length {emb_size} and no other")
     with at_fault(cfg, "header_args"):
         return get_header(cfg.header, num_classes, emb_size, run_seed=cfg.seed, **cfg.header_args)
 

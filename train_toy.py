@@ -94,7 +94,8 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
                 meter.update(value)
         accuracy, test_norm = toy.measure(toy.embed(network, data.test_images, device), header.weight, data.test_labels)
         seconds = time.perf_counter() - began
-        rows.append(dict(zip(toy.MEASURED, (epoch + 1, (epoch + 1) * len(batches), *means_over_ranks(meters), accuracy, test_norm, seconds))))
+        step, means = (epoch + 1) * len(batches), means_over_ranks(meters)
+        rows.append(dict(zip(toy.MEASURED, (epoch + 1, step, *means, accuracy, test_norm, seconds))))
         checkpoints.save_state({"step": rows[-1]["step"], "epochs": rows})
         toy.write_results(folder, settings, rows)
         print("epoch {epoch}  loss {loss:.4f}  reg_loss {reg_loss:.4f}  accuracy {accuracy:.2%}  norm {norm:.4f}  {seconds:.0f} s".format(

@@ -21,7 +21,8 @@ def validations(names: Sequence[str] | None, folder: str | Path, image_size: Seq
     wanted = list(found) if names is None else list(names)
     missing = sorted(set(wanted) - found.keys())
     if missing:
-        raise InputError(f"setting val_targets: no {missing[0]}.bin in {folder}; there are {', '.join(p.name for p in found.values()) or 'none'}")
+        there = ", ".join(path.name for path in found.values()) or "none"
+        raise InputError(f"setting val_targets: no {missing[0]}.bin in {folder}; there are {there}")
     sets = [read_bin(path) for name, path in found.items() if name in wanted]
     for pairs in sets:
         _require_usable(pairs, tuple(image_size))
@@ -30,11 +31,13 @@ def validations(names: Sequence[str] | None, folder: str | Path, image_size: Seq
 
 def _require_usable(pairs: PairSet, image_size: tuple[int, ...]) -> None:
     if len(pairs.same) < 10:
-        raise InputError(f"{pairs.path}: {len(pairs.same)} pairs, expected at least 10 for the 10-fold accuracy (val_targets= leaves it out)")
+        raise InputError(f"{pairs.path}: {len(pairs.same)} pairs, expected at least 10 for the 10-fold accuracy (val_targets= leaves it "
+                         "out)")
     for number, data in enumerate(pairs.images):
         size = tuple(decode_image(data, pairs.describe(number)).shape[1:])
         if size != image_size:
-            raise InputError(f"{pairs.describe(number)}: the image has (height, width) {size}, expected {image_size} as the training images have")
+            raise InputError(f"{pairs.describe(number)}: the image has (height, width) {size}, expected {image_size} as the training "
+                             "images have")
 
 
 def verify(network: nn.Module, pairs: PairSet) -> dict[str, float]:

@@ -94,8 +94,9 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout)))
         # gloo beside nccl: what is in the memory of the CPU is exchanged without waiting for a device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", store=of_this_start(store, number, count, timeout),
-                                rank=number, world_size=count, device_id=chosen if chosen.type == "cuda" else None,
+        store = of_this_start(store, number, count, timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count,
+                                device_id=chosen if chosen.type == "cuda" else None,
                                 timeout=datetime.timedelta(seconds=timeout))
         try:
             yield chosen

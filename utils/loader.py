@@ -105,7 +105,7 @@ class Loader:
 
     def __init__(self, dataset: Dataset, sampler: DistributedSampler, batch_size: int, flip: bool, seed: int, num_workers: int,
                  prefetch_factor: int, pin_memory: bool, start_method: str | None, skip: bool, timeout: float) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
+        self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
         self.bad_records: dict[str, str] = {}
         self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
         workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,

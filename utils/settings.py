@@ -56,10 +56,10 @@ def require_known(key: str, settings: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def at_fault(cfg: EasyDict, key: str) -> Iterator[None]:
-    """Messages of what cannot be used inside begin with the setting that says so."""
+    """Messages of what cannot be used inside, or of arguments that do not fit, begin with the setting that says so."""
     try:
         yield
-    except InputError as error:
+    except (InputError, TypeError) as error:
         raise InputError(f"setting {key}={cfg[key]}: {error}") from error
 
 

@@ -148,7 +148,8 @@ class CallBackCheckpoint:
             raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
                              f"expected {', '.join(sorted(expected))}")
         saved = state["settings"]
-        different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items() if saved.get(key) != value]
+        different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items()
+                     if saved.get(key) != value]
         if different and not changed:
             raise InputError(f"{chosen}: the state is of a run with other settings: {'; '.join(different)} "
                              "(resume_changed=True goes on all the same)")
@@ -172,7 +173,8 @@ class CallBackCheckpoint:
         if wanted != "auto":
             later = [path for path in states if _step_of(path) > _step_of(Path(wanted)) >= 0]
             if later and Path(wanted).parent.resolve() == self.output.resolve():
-                raise InputError(f"{wanted}: there are later states ({later[0]}), which the run would meet: move them, or give another output")
+                raise InputError(f"{wanted}: there are later states ({later[0]}), which the run would meet: move them, or give another "
+                                 "output")
             return wanted
         damaged = []
         for path in states:

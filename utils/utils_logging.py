@@ -160,9 +160,11 @@ def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step
 
 
 class TrainingLog(NamedTuple):
-    """What a training log says. `steps`, a row a log line: step, epoch, loss, learning_rate (after the step), speed (images/s), feature_norm
-    and reg_loss (lambda times the regulariser), means over the steps since the line before. `verification`, a row a target and step: target, step, xnorm, accuracy, accuracy_std and
-    highest, accuracies from 0 to 1; NaN is what the log does not say.
+    """What a training log says.
+
+    steps, a row a log line: step, epoch, loss, learning_rate (after the step), speed (images/s), feature_norm and reg_loss (lambda times
+    the regulariser); loss, feature_norm and reg_loss are means over the steps since the line before. verification, a row a target and
+    step: target, step, xnorm, accuracy, accuracy_std and highest, accuracies from 0 to 1; NaN is what the log does not say.
     """
     steps: pd.DataFrame
     verification: pd.DataFrame
