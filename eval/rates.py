@@ -43,7 +43,7 @@ def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol
     return float(tau)
 
 
-def tar_far(cosines: np.ndarray, same: np.ndarray, tau: float) -> "tuple[float | None, float | None]":
+def tar_far(cosines: np.ndarray, same: np.ndarray, tau: float) -> tuple[float | None, float | None]:
     """(TAR, FAR): shares of the true and of the false pairs with cosine > tau; None where there are no such pairs."""
     accepted, same = np.asarray(cosines) > tau, np.asarray(same, dtype=bool)
     return tuple(float(accepted[kind].mean()) if kind.any() else None for kind in (same, ~same))

@@ -55,7 +55,7 @@ def no_attack():
 def test_entries_say_what_commands_need():
     assert attack_names() == ["pgd", "fgsm", "apgd", "ddn", "cw"]
     entries = {name: ATTACKS.find(name) for name in attack_names()}
-    assert {name: entry.label for name, entry in entries.items()} == {"pgd": "PGD", "fgsm": "FGSM", "apgd": "APGD", "ddn": "DDN", "cw": "C&W"}
+    assert [entry.label for entry in entries.values()] == ["PGD", "FGSM", "APGD", "DDN", "C&W"]
     assert [name for name, entry in entries.items() if entry.minimum_norm] == ["ddn", "cw"]
     paper = {name: entry.form("paper") for name, entry in entries.items()}
     assert paper == {"pgd": PublishedPGD, "fgsm": PublishedFGSM, "apgd": attacks.APGD, "ddn": attacks.DDN, "cw": PublishedCW}
@@ -169,7 +169,8 @@ def test_paper_forms_are_the_literal_loops(mode, objective):
         expected = literal_cw(net, x, t, objective, 30, settings["alpha"], settings["c"], settings["kappa1"])
         assert torch.allclose(cw.attack_targeted(x, t, mode=mode), expected, atol=1e-6)
     settings = dict(alpha=0.01, c=3.0, kappa1=0.05, kappa2=0.0, n_iter=30)
-    assert torch.allclose(preset("cw-30", protocol="paper")(net, x, t, objective, 0.3).adversarial, literal_cw(net, x, t, objective, 30), atol=1e-6)
+    same = preset("cw-30", protocol="paper")(net, x, t, objective, 0.3).adversarial
+    assert torch.allclose(same, literal_cw(net, x, t, objective, 30), atol=1e-6)
     untargeted = attacks.CW(net, "cpu", EasyDict(settings), protocol="paper").attack_untargeted(x)  # the clamped pixels lead the first step
     assert torch.allclose(untargeted, literal_cw(net, x, net(x), "untargeted", 30), atol=1e-6)
 
@@ -207,7 +208,8 @@ def test_a_bound_attack_is_told_apart_takes_tau_and_names_what_is_wrong():
     assert by_name.attack.steps == 4 and by_name.attack.step_size is None
     at_tau = attacks.DDN(net, "cpu", {"n_iter": 20, "tau": tau}).attack_targeted(x, t)
     assert torch.equal(at_tau, attacks.DDN(20)(net, x, t, "dodging", tau).adversarial)
-    for params, word in (({}, "lack eps"), ({"eps": 0.5, "steps": 3}, "'steps'"), ({"eps": -1.0}, "eps"), ({"eps": 1.0, "n_iter": 0}, "steps")):
+    wrong = {"lack eps": {}, "'steps'": {"eps": 0.5, "steps": 3}, "eps is": {"eps": -1.0}, "steps is 0": {"eps": 1.0, "n_iter": 0}}
+    for word, params in wrong.items():
         with pytest.raises(InputError, match=word):
             attacks.PGD(net, "cpu", EasyDict(params))
     with pytest.raises(InputError, match="mode is 'U'"):

@@ -46,9 +46,10 @@ def test_directions_are_those_of_plain_numpy():
 
 
 @pytest.mark.parametrize("tau", [-0.5, 0.0, 0.5])
-@pytest.mark.parametrize("attack", [PGD(1.0), FGSM(1.0), APGD(1.0, steps=10, restarts=4), DDN(20), CW(10, 3)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("attack", [PGD(1.0), FGSM(1.0), APGD(1.0, steps=10, restarts=4), DDN(20), CW(10, 3)],
+                         ids=lambda a: type(a).__name__)
 def test_an_attack_that_reaches_the_origin_has_the_pair_rejected(attack, tau):
-    """relu(sum of the pixels) along one direction: there is no way to a rejection but the origin, and no gradient of the cosine anywhere."""
+    """relu(sum of the pixels) along one direction: there is no way to a rejection but the origin, and nowhere a gradient of the cosine."""
     def embed(z):
         return torch.relu(z.sum((1, 2, 3)))[:, None] * torch.tensor([1., 2.], dtype=torch.float64)
 
