@@ -35,7 +35,7 @@ lint: install-dev
 	$(RUN) -m mypy
 
 docs: install-dev
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 check-gpu: install
 	$(RUN) tests/benchmarks/check_gpu.py
