@@ -1,27 +1,26 @@
 """Further figures of a certification, by request: budgets in other norms, and TAR where the threshold is chosen under attack."""
-from typing import Any, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from eval import certification
-from eval.records import Records, certified_accuracies, check_budgets
-from eval.verification import PairSet
-from utils.images import decode_image
+from eval.certificates import OneImageLp
+from eval.evaluation import budgets
+from eval.records import Records, certified_accuracies
 
 GREY = 255  # grey levels in the unit of radii
 
 
-def further(found: Records, pair_set: PairSet, far: float, certified_far: Sequence[float], orders: Sequence[float],
-            eps_p: Sequence[float]) -> dict[str, Any]:
-    """What is asked for, for the summary: `certified_far` by budget, `lp` by norm."""
-    check_budgets(certified_far, eps_p)
+def further(found: Records, far: float, certified_far: Sequence[float], orders: Sequence[float], eps_p: Sequence[float]) -> dict[str, Any]:
+    """What is asked for, for the summary: `certified_far` by budget, `lp` for each norm."""
+    certified_far, eps_p = budgets(certified_far), budgets(eps_p)
     summary: dict[str, Any] = {}
     if certified_far:
-        summary["certified_far"] = {str(float(eps)): tar_at_certified_far(found.pairs, far, eps) for eps in certified_far}
+        summary["certified_far"] = {eps: tar_at_certified_far(found.pairs, far, eps) for eps in certified_far}
     if orders:
-        dimension = decode_image(pair_set.images[0], pair_set.describe(0)).numel()
-        summary["lp"] = {f"{p:g}": lp_accuracies(found, p, dimension, eps_p) for p in orders}
+        summary["lp"] = [lp_accuracies(found, p, eps_p) for p in orders]
     return summary
 
 
@@ -38,13 +37,15 @@ def tar_at_certified_far(pairs: pd.DataFrame, far: float, eps: float) -> dict[st
     return {"target": far, "tau": tau, "far": worst, "tar": tar}
 
 
-def lp_accuracies(found: Records, p: float, dimension: int, budgets: Sequence[float]) -> dict[str, Any]:
-    """{dimension, cra_u, cra_d, cra_i}: certified accuracies at l_p budgets in grey levels, of inputs of `dimension` numbers."""
-    same = found.pairs["same"]
+def lp_accuracies(found: Records, p: float, eps_p: Sequence[float]) -> dict[str, Any]:
+    """{p ("inf" for infinity), dimension, cra_u, cra_d, cra_i}: certified accuracies at l_p budgets in grey levels, of inputs of `dimension`
+    numbers.
+    """
+    same, dimension = found.pairs["same"], int(np.prod(found.summary["image_size"]))
     radii = {"u": found.images["radius_u"], "d": found.pairs.loc[same, "radius"], "i": found.pairs.loc[~same, "radius"]}
-    shares: dict[str, Any] = {"dimension": dimension}
+    shares: dict[str, Any] = {"p": "inf" if np.isinf(p) else p, "dimension": dimension}
     for kind, radius in radii.items():
-        shares[f"cra_{kind}"] = certified_accuracies(GREY * certification.lp_radius(radius.to_numpy(), p, dimension), budgets)
+        shares[f"cra_{kind}"] = certified_accuracies(GREY * OneImageLp(p).from_l2(radius.to_numpy(), dimension), eps_p)
     return shares
 
 
@@ -54,8 +55,8 @@ def describe(summary: Mapping[str, Any]) -> Iterator[str]:
         about = f"{summary['bin']}, FAR <= {found['target']:g} under attack at {eps}"
         yield f"{about}: " + (found["reason"] if found["tau"] is None else
                               f"tau {found['tau']:.3f}, FAR {found['far']:.2e}, certified TAR {found['tar']:.2%}") + "\n"
-    for p, found in summary.get("lp", {}).items():
-        about = f"{summary['bin']}, l_{p}, budgets in grey levels"
+    for found in summary.get("lp", []):
+        about = f"{summary['bin']}, l_{float(found['p']):g}, budgets in grey levels"
         shares = (f"CRA_{kind.upper()} {eps}: {'-' if share is None else f'{share:.2%}'}" for kind in "udi"
                   for eps, share in found[f"cra_{kind}"].items())
         yield f"{about}: {', '.join(shares)}\n"

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.evaluation import PROTOCOLS
+from utils import directions
 
-PROTOCOLS = ("strict", "paper")  # by the definitions, or as the published figures were made
 # More than the rounding of arccos tau (below 4) and of its difference from theta (below pi), in radians, and of the ten or so
 # operations, relatively, that make a radius of them: each is off by at most 2^-52 of its result.
 _ROUNDING = 2.0 ** -49
@@ -30,14 +31,8 @@ def is_paper(protocol: str) -> bool:
 
 
 def angle(u: Any, v: Any) -> Tensor:
-    """The angle [...] in radians between vectors [..., D]; pi/2 where one of them is zero.
-
-    2 atan2(|u/|u| - v/|v||, |u/|u| + v/|v||): accurate to rounding at every angle, where arccos loses half of the
-    digits near 0 and pi.
-    """
-    u, v = (_double(vector) for vector in (u, v))
-    u, v = (torch.nn.functional.normalize(vector, dim=-1, eps=torch.finfo(torch.float64).tiny) for vector in (u, v))
-    return 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
+    """The angle [...] in radians between vectors [..., D]; pi where one of them has no direction, as `utils.directions` says."""
+    return directions.angle(_double(u), _double(v))
 
 
 def threshold_angle(tau: Any) -> Tensor:
@@ -233,12 +228,9 @@ def identification_radius(embedding: Any, gallery: Any, poisoned: float = 0.) ->
 
 
 def unit_templates(gallery: Any) -> tuple[Tensor, Tensor]:
-    """(unit vectors [M, D], norms [M]) of templates [M, D]; both are 0 for one that is zero, not finite or shorter than 1e-150, as
-    squares have lost digits or are 0 there.
-    """
+    """(unit vectors [M, D], norms [M]) of templates [M, D]; both are 0 for one without direction, as `utils.directions` says."""
     gallery = _double(gallery)
-    lengths = gallery.norm(dim=-1)
-    lengths = torch.where(lengths.isfinite() & (lengths >= 1e-150), lengths, 0.)
+    lengths = directions.norms(gallery)
     return torch.where(lengths[:, None] > 0, gallery / lengths[:, None], 0.), lengths
 
 

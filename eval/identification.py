@@ -11,7 +11,8 @@ has the radii and their proofs.
 """
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from eval import certification, verification
-from eval.records import SUMMARY, certified_accuracies, check_budgets
+from eval.evaluation import Evaluation, budgets
+from eval.records import certified_accuracies, require_proof
+from eval.store.results import SUMMARY
+from eval.store.schema import write_summary
 from utils import InputError
-from utils.files import atomic_write, read_json, write_json
+from utils.files import atomic_write, read_json
 
 PROBES = "probes.csv"
 TASK = "identification"  # what tells these summaries from those of pairs
@@ -90,7 +94,7 @@ def _as_it_is(image: Tensor, name: str) -> Tensor:
 
 
 def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split, fpir: float = 1e-2, tau: "float | None" = None,
-             eps: Sequence[float] = (0.25, 0.75), poisoned: int = 0, progress: str = "", **embedding: Any
+             eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", **embedding: Any
              ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(probes, summary) of a dataset that was split. tau: None chooses the loosest with FPIR at most `fpir`; without unknown probes
     there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. `embedding` goes to
@@ -100,7 +104,8 @@ def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split
     radius_rank1 (NaN of those not enrolled), accepted, radius (of the decision: found and accepted, or rejected). A wrong decision
     has radius 0. Raises InputError where an image cannot be used or no threshold can be chosen.
     """
-    check_budgets(eps)
+    eps = budgets(eps)
+    require_proof(network, dataset[0][0].shape)
     images = _Images(dataset, np.concatenate([split.enrolled.ravel(), split.probes]))
     embeddings = verification.embed_images(network, images, describe=images.describe, decode=_as_it_is, progress=progress,
                                            **embedding)[0].double()
@@ -203,7 +208,7 @@ def summarise(probes: pd.DataFrame, search: Search, fpir: float, target: "float 
     if tau is not None and len(others):
         summary |= {"fpir": float(others["accepted"].mean()),
                     "worst_fpir": {budget: 1 - share for budget, share in certified_accuracies(others["radius"], eps).items()},
-                    "certified_fpir": {str(float(budget)): _tpir(search.operating_points(probes["enrolled"], right, budget), fpir)
+                    "certified_fpir": {budget: _tpir(search.operating_points(probes["enrolled"], right, budget), fpir)
                                        for budget in eps}}
     return summary
 
@@ -253,4 +258,4 @@ def write_results(folder: "str | os.PathLike[str]", probes: pd.DataFrame, summar
     """Write probes.csv and then summary.json to `folder`, each whole or not at all."""
     with atomic_write(Path(folder) / PROBES) as file:
         probes.to_csv(file, index=False, lineterminator="\n")
-    write_json(Path(folder) / SUMMARY, summary)
+    write_summary(Path(folder) / SUMMARY, summary)

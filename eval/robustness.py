@@ -1,20 +1,19 @@
-"""Empirical robust accuracy: attacks on the images and pairs of an evaluation, as further columns of its records.
+"""Empirical robust accuracy: attacks on the images and pairs of an evaluation.
 
 A pair is robust only if attacks on either of its images fail. ERA is the share of robust rows among all true pairs
 (dodging, D), all false pairs (impersonation, I) or all images (untargeted, U). A wrong decision is not robust, nor is
 one about an embedding that is zero or not finite; a decision whose certificate covers the budget is robust without an
-attack.
-
-    pairs.csv, images.csv: robust_{attack}_{eps}   of attacks with a budget: True or False
-                           norm_{attack}           of minimum-norm attacks: the smallest success, inf without one, 0 for
-                                                   a decision that is wrong when clean
+attack. Every single attack that was run is a row of attacks.csv; outcomes.py says what they come to.
 """
 import dataclasses
+import hashlib
+import json
 import math
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,52 +21,47 @@ import torch
 from torch import Tensor
 
 import attacks
-from eval import certification, records
+from eval import certification, outcomes
+from eval.certificates import OneImage
+from eval.evaluation import Evaluation, budgets
+from eval.records import ATTACK_TYPES, Records, is_right
+from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
-from eval.records import Records
-from eval.store.subject import OBJECTIVES, Subject, is_right, plan, table_of
+from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
 from utils.precision import full_precision
 
-ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
-MINIMUM_NORM = ("cw", "ddn")
 
-
-def attack_records(subject: Subject, name: str, eps_u: Sequence[float] = (1.5, 3.0),
-                   eps: Sequence[float] = (0.25, 0.75), skip: bool = True, limit: "int | None" = None, seed: int = 0,
-                   **settings: Any) -> Records:
-    """Run an attack (a name of `attacks.preset`, `settings` for its class) and write its columns and figures.
+def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluation.eps_u, eps: Iterable[float] = Evaluation.eps,
+                   skip: bool = True, limit: int | None = None, seed: int = 0, **settings: Any) -> Records:
+    """Run an attack (a name of `attacks.preset`, `settings` for its class) and write its rows and figures.
 
     Results of the same attack under other settings are replaced; budgets that were attacked before are kept and not
     attacked again. skip=False also attacks what is certified; a certified decision that falls gives a warning.
     """
-    records.check_budgets(eps_u, eps)
-    protocol = subject.records.summary["protocol"]
-    build = partial(_build, name, protocol, settings)
+    eps_u, eps = budgets(eps_u), budgets(eps)
+    build = partial(_build, name, subject.records.summary["protocol"], settings)
     settings = _settings(name, build, seed, limit, skip, subject)
     found = _without_other_settings(subject.records, name, settings)
-    journal = Journal(subject.folder, f"attack_{name}", {**records.fingerprint(found.summary), **settings})
-    entry = {**settings, "skipped": {}, **found.summary["attacks"].get(name, {})}
-    entry["skipped"] = {**entry["skipped"]}
-    fresh = {"u": _united(eps_u), "d": _united(eps), "i": _united(eps)}
+    entry = found.summary["attacks"].setdefault(name, {**settings, "eps_u": [], "eps": [], "skipped": {}})
+    journal = Journal(subject.folder, f"attack_{name.replace(':', '_')}", {**provenance.fingerprint(found.summary), **settings})
+    subject = subject.with_records(found)
     for kind in OBJECTIVES:
-        skipped = attack_columns(subject._replace(records=found), name, build, kind, fresh[kind], settings, journal)
-        skipped |= entry["skipped"].get(kind, {})
-        entry["skipped"][kind] = dict(sorted(skipped.items(), key=lambda item: float(item[0].replace("all", "0"))))
-    entry |= {"eps_u": _united(entry.get("eps_u", []), eps_u), "eps": _united(entry.get("eps", []), eps)}
+        skipped = attack_kind(subject, name, build, kind, eps_u if kind == "u" else eps, journal)
+        entry["skipped"][kind] = dict(sorted({**skipped, **entry["skipped"].get(kind, {})}.items(), key=lambda item: item[0] or 0))
+    entry |= {"eps_u": _united(entry["eps_u"], eps_u), "eps": _united(entry["eps"], eps)}
     entry |= {way: count + entry.get(way, 0) for way, count in journal.passes.items()}
-    found.summary["attacks"][name] = entry
     found.summary.update(summarise(found))
     if rank() == 0:
-        records.write_records(subject.folder, found)
+        results.write_records(subject.folder, found)
         journal.remove()
         _warn_of_fallen_certificates(found, name)
     barrier()
     return found
 
 
-def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: "float | Tensor | None") -> attacks.Attack:
+def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: float | Tensor | None) -> attacks.Attack:
     if name == "fgsm" and "steps" in settings:
         raise InputError("--steps: fgsm takes one step")
     try:
@@ -76,70 +70,58 @@ def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: "float | 
         raise InputError(f"--attack {name} does not take {' and '.join(settings)}") from None
 
 
-def _settings(name: str, build: Callable, seed: int, limit: "int | None", skip: bool, subject: Subject
-              ) -> dict[str, Any]:
-    """All that a result depends on, apart from budget and subject."""
-    attack = build(None if name in MINIMUM_NORM else 1.)
+def _settings(name: str, build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject) -> dict[str, Any]:
+    """All that a result depends on, apart from budget and subject, and `settings`, what these are known by."""
+    attack = build(None if attacks.ATTACKS.find(name).minimum_norm else 1.)
     fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack) if field.name != "eps"}
     fields |= {"minimum_norm": attack.minimum_norm, "published": attack.published, "seed": seed, "limit": limit,
-               "skip": skip}
-    return fields | ({"batch_size": subject.batch_size} if attack.published else {})
+               "skip": skip} | ({"batch_size": subject.batch_size} if attack.published else {})
+    return {**fields, "settings": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]}
 
 
 def _without_other_settings(found: Records, name: str, settings: Mapping[str, Any]) -> Records:
-    """A copy without the columns of the attack `name`, unless they were made with the same settings."""
-    pairs, images, summary = found.pairs.copy(), found.images.copy(), {**found.summary}
-    summary["attacks"] = {**summary.get("attacks", {})}
-    old = summary["attacks"].get(name, {})
-    if {key: old.get(key) for key in settings} == settings:
-        return Records(pairs, images, summary)
-    summary["attacks"].pop(name, None)
-    for table in (pairs, images):
-        table.drop(columns=[c for c in table if c.startswith(f"robust_{name}_") or f"{c}_".startswith(f"norm_{name}_")],
-                   inplace=True)
-    return Records(pairs, images, summary)
+    """A copy without the rows of the attack `name`, unless they were made with the same settings."""
+    known = {key: {**entry, "skipped": {**entry["skipped"]}} for key, entry in found.summary.get("attacks", {}).items()}
+    if known.get(name, {}).get("settings") != settings["settings"]:
+        known.pop(name, None)
+        found = dataclasses.replace(found, attacks=found.attacks[found.attacks["attack"] != name])
+    return dataclasses.replace(found, summary={**found.summary, "attacks": known})
 
 
-def _united(*budgets: Sequence[float]) -> list[float]:
-    return sorted({float(eps) for some in budgets for eps in some})
+def _united(*some: Iterable[float]) -> list[float]:
+    return sorted({float(eps) for budgets in some for eps in budgets})
 
 
-def attack_columns(subject: Subject, name: str, build: Callable[["float | None"], attacks.Attack], kind: str,
-                   budgets: Sequence[float], settings: Mapping[str, Any], journal: Journal) -> dict[str, float]:
-    """Attack the rows of a kind and set their columns; returns the share of rows that needed no attack, by budget
-    ("all": of an attack without budgets).
+def attack_kind(subject: Subject, name: str, build: Callable[[float | None], attacks.Attack], kind: str, eps: Iterable[float],
+                journal: Journal) -> dict[float | None, float | None]:
+    """Attack the rows of a kind and add what comes of it to the records of the subject; returns the share of rows that needed no attack,
+    by budget (None: of an attack without budgets).
 
     Unless the published attacks are reproduced: what fell at a budget falls at every larger one, and what has fallen on
     one side needs no attack on the other.
     """
-    samples = plan(subject.records, kind, settings["limit"])
-    table = subject.records.images if kind == "u" else subject.records.pairs
+    found, entry = subject.records, subject.records.summary["attacks"][name]
+    samples = plan(found, kind, entry["limit"])
     rows = samples["row"].drop_duplicates()
-    if settings["minimum_norm"]:
-        if f"norm_{name}" in table and table.loc[rows, f"norm_{name}"].notna().all():
-            return {}
-        return _minimum_norms(subject, name, build(None), kind, samples, table, settings, journal)
+    if entry["minimum_norm"]:
+        return {} if kind in entry["skipped"] else _minimum_norms(subject, name, build(None), kind, samples, journal)
     skipped = {}
-    for eps in budgets:
-        column = f"robust_{name}_{eps}"
-        if column in table and table.loc[rows, column].notna().all():
+    for budget in eps:
+        if budget in outcomes.budgets(found, name, kind):
             continue
-        need = samples[samples["right"] & ~((samples["radius"] > eps) & settings["skip"])]
-        robust = pd.Series(True, index=rows)
-        robust[samples.loc[~samples["right"], "row"]] = False
-        skipped[str(eps)] = _share(~rows.isin(need["row"]))
-        for smaller in () if settings["published"] else _earlier(table, name, eps):
-            robust &= table.loc[rows, smaller].astype(bool)
-        for turn, chosen in _turns(need, settings["published"]):
+        need = samples[samples["right"] & ~((samples["radius"] > budget) & entry["skip"])]
+        robust = outcomes.robust(found, name, kind, budget)
+        skipped[budget] = _share(~rows.isin(need["row"]))
+        for turn, chosen in _turns(need, entry["published"]):
             chosen = chosen[robust[chosen["row"]].to_numpy()]
-            result = _run(subject, build(eps), kind, f"{kind}/{turn}/{eps}", chosen, settings, journal,
-                          robust, f"{name} {kind.upper()} {eps}")
+            result = _run(subject, build(budget), kind, f"{kind}/{turn}/{budget}", chosen, entry, journal, robust,
+                          f"{name} {kind.upper()} {budget}")
             robust[chosen["row"][result["success"].to_numpy(bool)]] = False
-        _set(table, column, robust, object)
+            _add(found, name, kind, budget, chosen, result)
     return skipped
 
 
-def _turns(samples: pd.DataFrame, published: bool) -> "list[tuple[int, pd.DataFrame]]":
+def _turns(samples: pd.DataFrame, published: bool) -> list[tuple[int, pd.DataFrame]]:
     """The samples in two turns, so that a row that falls in the first one is spared the second: the image with the
     smaller radius first, which falls more often; in the published order, the left one.
     """
@@ -147,51 +129,41 @@ def _turns(samples: pd.DataFrame, published: bool) -> "list[tuple[int, pd.DataFr
     return list(samples.groupby(turn.reindex(samples.index)))
 
 
-def _earlier(table: pd.DataFrame, name: str, eps: float) -> list[str]:
-    """The columns of the same attack at smaller budgets."""
-    prefix = f"robust_{name}_"
-    return [c for c in table if c.startswith(prefix) and float(c[len(prefix):]) < eps]
-
-
-def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: str, samples: pd.DataFrame,
-                   table: pd.DataFrame, settings: Mapping[str, Any], journal: Journal) -> dict[str, float]:
-    """Norms of the smallest successful perturbations: 0 where the decision is wrong when clean, inf without success.
-
-    The published attack runs on wrong decisions too. Its further columns `_left` and `_right` have the norms that its
-    median counts: in dodging, those of both images where the attack on the left one succeeds.
-    """
+def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: str, samples: pd.DataFrame, journal: Journal
+                   ) -> dict[float | None, float | None]:
+    """As `attack_kind`, of an attack without budgets; the published one runs on wrong decisions too."""
+    entry = subject.records.summary["attacks"][name]
     chosen = samples if attack.published else samples[samples["right"]]
     robust = samples.groupby("row")["right"].all()
-    result = _run(subject, attack, kind, kind, chosen, settings, journal, robust, f"{name} {kind.upper()}")
-    success = result["success"].astype(bool)
-    norm = result["norm"].where(success, math.inf).reindex(samples.index).where(samples["right"], 0.)
-    _set(table, f"norm_{name}", norm.groupby(samples["row"]).min(), float)
-    if attack.published and kind != "u":
-        left = chosen["side"] == 0
-        if kind == "d":
-            success = chosen["row"].map(success[left].set_axis(chosen["row"][left]))
-        counted = result["norm"].where(success, math.inf)
-        for mine, word in ((left, "left"), (~left, "right")):
-            _set(table, f"norm_{name}_{word}", counted[mine].set_axis(chosen.loc[mine, "row"]), float)
-    return {"all": _share(~robust.index.isin(chosen["row"]))}
+    result = _run(subject, attack, kind, kind, chosen, entry, journal, robust, f"{name} {kind.upper()}")
+    _add(subject.records, name, kind, None, chosen, result.assign(norm=result["norm"].where(result["success"].astype(bool), math.inf)))
+    return {None: _share(~robust.index.isin(chosen["row"]))}
 
 
-def _set(table: pd.DataFrame, column: str, values: pd.Series, dtype: type) -> None:
-    if column not in table:
-        table[column] = pd.Series(np.nan, index=table.index, dtype=dtype)
-    table.loc[values.index, column] = values.astype(dtype)
+def _add(found: Records, name: str, kind: str, eps: float | None, samples: pd.DataFrame, result: pd.DataFrame) -> None:
+    """Add single attacks and what they came to (success, norm) to the table of attacks."""
+    entry = found.summary["attacks"][name]
+    found.attacks = with_attacks(found.attacks, samples.assign(success=result["success"].astype(bool), norm=result["norm"]), kind=kind,
+                                 attack=name, eps=math.nan if eps is None else eps, seed=entry["seed"], settings=entry["settings"])
 
 
-def _share(flags: Any) -> "float | None":
+def with_attacks(table: pd.DataFrame, samples: pd.DataFrame, **constant: Any) -> pd.DataFrame:
+    """The table of single attacks and below it those of `samples` (of `plan`, with columns success and norm)."""
+    sides = [side_name(constant["kind"], side) for side in samples["side"]]
+    fresh = samples[["row", "success", "norm"]].assign(side=sides, **constant)[list(ATTACK_TYPES)].astype(ATTACK_TYPES)
+    return pd.concat([table, fresh], ignore_index=True) if len(table) else fresh.reset_index(drop=True)
+
+
+def _share(flags: Any) -> float | None:
     return float(np.mean(flags)) if len(flags) else None
 
 
-def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, samples: pd.DataFrame,
-         settings: Mapping[str, Any], journal: Journal, robust: pd.Series, title: str) -> pd.DataFrame:
+def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, samples: pd.DataFrame, settings: Mapping[str, Any],
+         journal: Journal, robust: pd.Series, title: str) -> pd.DataFrame:
     """success and norm of an attack on each sample. robust: what the rows are before, for the running ERA."""
     fallen: set = set(robust.index[~robust])
-    certified = settings["skip"] and "radius" in subject.records.pairs
-    radius = partial(certification.one_sided_radius, tau=subject.records.summary["tau"]) if certified else None
+    certified = settings["skip"] and subject.records.certified
+    radius = partial(OneImage.side, tau=subject.tau) if certified else None
     work = partial(_attack, subject, attack, kind, settings["seed"], radius)
     with subject.bar(-(-len(samples) // world_size()), title) as bar:
         def show(rows: pd.DataFrame) -> None:
@@ -203,13 +175,13 @@ def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, sample
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 
-def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radius: "attacks.Radius | None",
+def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radius: attacks.Radius | None,
             samples: pd.DataFrame) -> Outcome:
     """One batch. radius: the certificate that the attack may rely on to stop early; None where it has to try anyway."""
     images = subject.images(samples["image"], samples["flipped"])
     targets, clean = (subject.embedded(samples[of], samples["flipped"]) for of in ("target", "image"))
     with full_precision(), torch.autocast(images.device.type, enabled=False):
-        result = attack(subject.network, images, targets, OBJECTIVES[kind], subject.records.summary["tau"], seed=seed,
+        result = attack(subject.network, images, targets, OBJECTIVES[kind], subject.tau, seed=seed,
                         sample_ids=samples.index.tolist(), clean=clean, radius=radius)
     norm = attacks.l2(result.adversarial.double() - images.double())
     return Outcome(pd.DataFrame({"success": result.success.tolist(), "norm": norm.tolist()}, index=samples.index),
@@ -219,22 +191,21 @@ def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radi
 def keep_attacks(folder: Path, fresh: Records) -> Records:
     """A fresh certification with what attacks have found about the same decisions in a results folder.
 
-    The folder has results of the same network and .bin, if any (`records.refuse_another_subject`). Raises InputError
+    The folder has results of the same network and .bin, if any (`results.refuse_another_subject`). Raises InputError
     where it has attacks or an audit of a setting that is not that of `fresh`: these would be lost.
     """
-    if not (folder / records.SUMMARY).is_file():
+    place = folder / results.SUMMARY
+    if not place.is_file():
         return fresh
-    found = records.read_records(folder)
+    found = results.read_records(folder)
     attacked = found.summary.get("attacks", {})
-    if not attacked and not any((folder / name).exists() for name in (records.AUDIT, *records.AUDIT_OF.values())):
+    if not attacked and not any(folder.glob("audit*.json")):
         return fresh
-    records.refuse_others(folder, found.summary, records.fingerprint(fresh.summary))
-    for name, table, old in zip((records.PAIRS, records.IMAGES), fresh, found):
+    provenance.refuse_others(place, found.summary, provenance.fingerprint(fresh.summary))
+    for name, table, old in ((results.PAIRS, fresh.pairs, found.pairs), (results.IMAGES, fresh.images, found.images)):
         if len(table) != len(old):
             raise InputError(f"{folder / name}: {len(old)} rows, expected {len(table)}")
-    for table, old in zip(fresh, found[:2]):
-        for column in old.columns.difference([*table.columns, *records.SOUND]):
-            table[column] = old[column]
+    fresh = dataclasses.replace(fresh, attacks=found.attacks)
     if attacked:
         fresh.summary["attacks"] = attacked
         fresh.summary.update(summarise(fresh))
@@ -243,75 +214,45 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
 
 def summarise(found: Records) -> dict[str, Any]:
     """era_u, era_d, era_i: {attack: {budget: share}}; cra_attacked_u, _d, _i: the certified shares of the same rows, which
-    ERA cannot be below; med_attack_u, _d, _i: {minimum-norm attack: median}; reasons.
+    ERA cannot be below; med_attack_u, _d, _i: {minimum-norm attack: median}; never_u, _d, _i: {minimum-norm attack: share}; reasons.
 
-    All from the columns of the attacks in the summary; rows that were not attacked (a limit) are in no denominator.
+    All from the single attacks; rows that were not attacked (a limit) are in no denominator.
     Medians are the lower of two middle values: over what is right when clean, failures as infinite; of the published
-    attack over what counts as a success, on either side, clean errors included. None where there is none, with the
-    reason.
+    attack over all successes, clean errors included. None where there is none, with the reason.
     """
-    summary: dict[str, Any] = {f"{what}_{kind}": {} for what in ("era", "cra_attacked", "med_attack")
-                               for kind in OBJECTIVES}
-    stale = tuple(summary)
-    reasons = {key: why for key, why in found.summary.get("reasons", {}).items() if not key.startswith(stale)}
-    for name, entry in found.summary.get("attacks", {}).items():
-        if lacking := {"eps", "eps_u", "minimum_norm", "published"} - set(entry):
-            raise InputError(f"attack {name} of the {records.SUMMARY} lacks {', '.join(sorted(lacking))}")
+    figures = ("era", "cra_attacked", "med_attack", "never")
+    summary: dict[str, Any] = {f"{what}_{kind}": {} for what in figures for kind in OBJECTIVES}
+    reasons = {key: why for key, why in found.summary.get("reasons", {}).items() if not key.startswith(tuple(summary))}
+    for name in outcomes.attack_names(found):
+        entry = found.summary["attacks"][name]
+        if lacking := {"eps", "eps_u", "minimum_norm", "published", "limit"} - set(entry):
+            raise InputError(f"attack {name} of the {results.SUMMARY} lacks {', '.join(sorted(lacking))}")
         for kind in OBJECTIVES:
-            table, budgets = table_of(found, kind), entry["eps_u" if kind == "u" else "eps"]
-            missing = sorted(_columns_of(name, entry, kind) - set(table.columns))
-            if missing or entry["minimum_norm"] != (name in MINIMUM_NORM):
-                raise InputError(f"attack {name} of the {records.SUMMARY}: the records lack {', '.join(missing) or 'its norms'}")
-            era = summary[f"era_{kind}"][name] = {str(eps): _era(table, name, eps) for eps in budgets}
-            if "radius" in found.pairs:
-                radius = table["radius_u" if kind == "u" else "radius"]
-                summary[f"cra_attacked_{kind}"][name] = {
-                    str(eps): _share(radius[_outcomes(table, name, eps).index] > eps) for eps in budgets}
+            rows, eps = outcomes.attacked(found, name, kind), outcomes.budgets(found, name, kind)
+            era = {budget: _share(outcomes.robust(found, name, kind, budget)) for budget in eps}
+            summary[f"era_{kind}"][name] = era
+            if found.certified:
+                radius = rows["radius_u" if kind == "u" else "radius"]
+                summary[f"cra_attacked_{kind}"][name] = {budget: _share(radius > budget) for budget in eps}
             if None in era.values():
                 reasons[f"era_{kind}.{name}"] = "nothing of this kind was attacked"
             if entry["minimum_norm"]:
-                median, why = _median(_successes(table, name) if entry["published"] else
-                                      table.loc[is_right(table), f"norm_{name}"])
-                summary[f"med_attack_{kind}"][name] = median
+                norms = (outcomes.successes(found, name, kind) if entry["published"]
+                         else outcomes.norms(found, name, kind)[is_right(rows)].to_numpy())
+                summary[f"med_attack_{kind}"][name], why = _median(norms)
                 reasons |= {f"med_attack_{kind}.{name}": why} if why else {}
+                summary[f"never_{kind}"][name] = outcomes.never_turned(found, name, kind)
     return {**summary, "reasons": reasons}
 
 
-def _columns_of(name: str, entry: Mapping[str, Any], kind: str) -> set[str]:
-    """The columns that an attack's entry in a summary promises."""
-    if name in MINIMUM_NORM:
-        both = entry["published"] and kind != "u"
-        return {f"norm_{name}", *((f"norm_{name}_left", f"norm_{name}_right") if both else ())}
-    return {f"robust_{name}_{eps}" for eps in entry["eps_u" if kind == "u" else "eps"]}
-
-
-def _era(table: pd.DataFrame, name: str, eps: float) -> "float | None":
-    outcomes = _outcomes(table, name, eps)
-    if name in MINIMUM_NORM:
-        return _share(is_right(table)[outcomes.index] & (outcomes > eps))
-    return _share(outcomes.astype(bool))
-
-
-def _outcomes(table: pd.DataFrame, name: str, eps: float) -> pd.Series:
-    """What an attack came to, of the rows that were attacked."""
-    return table[f"norm_{name}" if name in MINIMUM_NORM else f"robust_{name}_{eps}"].dropna()
-
-
-def _successes(table: pd.DataFrame, name: str) -> pd.Series:
-    columns = [f"norm_{name}"] if "same" not in table else [f"norm_{name}_left", f"norm_{name}_right"]
-    norms = pd.concat([table[column] for column in columns])
-    return norms[np.isfinite(norms)]
-
-
-def _median(norms: pd.Series) -> "tuple[float | None, str]":
-    norms = norms.dropna()
-    if norms.empty:
+def _median(norms: np.ndarray) -> tuple[float | None, str]:
+    if not len(norms):
         return None, "no norms to take the median of"
-    median = certification.lower_median(norms.to_numpy())
+    median = certification.lower_median(norms)
     return (median, "") if math.isfinite(median) else (None, "infinite: half of the attacks or more fail")
 
 
-def _percent(share: "float | None") -> str:
+def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -327,6 +268,7 @@ def describe(found: Records, name: str) -> str:
         if entry["minimum_norm"]:
             median = summary[f"med_attack_{kind}"][name]
             shares.append(f"median norm: {'-' if median is None else f'{median:.3f}'}")
+            shares.append(f"never turned: {_percent(summary[f'never_{kind}'][name])}")
         skipped = [_percent(share) for share in entry["skipped"][kind].values() if share is not None]
         lines.append(f"{objective}: {', '.join(shares)} (needed no attack: {', '.join(skipped) or '-'})")
     lines.append(f"{entry['forward_passes']} images forward, {entry['backward_passes']} backward")
@@ -338,15 +280,6 @@ def _warn_of_fallen_certificates(found: Records, name: str) -> None:
     """What was robust by its certificate and fell all the same can only have been attacked with skip=False, or for its
     norm.
     """
-    for kind in OBJECTIVES if "radius" in found.pairs else ():
-        table = table_of(found, kind)
-        radius, right = table["radius_u" if kind == "u" else "radius"], is_right(table)
-        for column in (c for c in table if f"{c}_".startswith((f"robust_{name}_", f"norm_{name}_"))):
-            known = table[column].notna() & right
-            if column.startswith("robust"):
-                fell = ~table.loc[known, column].astype(bool) & (radius[known] > float(column.rsplit("_", 1)[1]))
-            else:
-                fell = table.loc[known, column] <= radius[known]
-            if fell.any():
-                warnings.warn(f"{int(fell.sum())} certified decisions fell ({column}): "
-                              "the audit tells whether by rounding")
+    for kind, eps, number in outcomes.fallen_certificates(found, name) if found.certified else ():
+        at = "" if eps is None else f" at {eps}"
+        warnings.warn(f"{number} certified decisions fell ({name}, {OBJECTIVES[kind]}{at}): the audit tells whether by rounding")

@@ -77,8 +77,9 @@ class Registry(Generic[E]):
             sys.path.append(os.getcwd())
         try:
             build = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"{self.kind} {name}: cannot be imported: {error}") from error
+        except Exception as error:  # whatever the other project's code raises while it is imported
+            reason = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.kind} {name}: cannot be imported: {reason}") from error
         if not callable(build):
             raise InputError(f"{self.kind} {name}: is a {type(build).__name__}, expected a class or a function")
         registered = next((entry for entry in self._entries.values() if entry.build is build), None)

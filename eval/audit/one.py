@@ -9,95 +9,92 @@ A radius rests on three statements about any x* that is r = |x* - x| away from x
 Each is checked at every iterate of the strongest attacks there are here. What breaks one in the arithmetic of the
 network beyond its rounding is computed again in float64, and only what breaks it there is a violation.
 """
-import copy
 import math
-from functools import partial
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import attacks
-from eval import certification, records
-from eval.store.journal import Journal, Outcome
-from eval.store.subject import OBJECTIVES, Subject, plan, table_of
-from utils.distributed import barrier, rank
-from utils.files import write_json
+from eval import certification, outcomes
+from eval.audit.settings import EXACT, SHARE, Settings, finite
+from eval.certificates import Case, Certificate, OneImage
+from eval.records import AUDITED, Records, table_of
+from eval.robustness import with_attacks
+from eval.store.journal import Outcome
+from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils.precision import full_precision
 
-COLUMN = "norm_audit"
 CHECKS = ("lipschitz", "margin", "decision")
-RESOLUTION = 1e-4  # a smaller radius cannot be told from the rounding of pixels near 0.5, and is not attacked
-_MEASURED = ["norm", "points", "rechecked", "ratio", "moved", "broken"]  # of each single attack
-_SHARE = 0.999  # of the radius: the budget of attacks with one
 _EDGES = np.arange(1, 6.01, 0.25)
-_EXACT = 1e-9  # relative rounding of float64
 
 
-def audit(subject: Subject, steps: int = 100, restarts: int = 3, limit: "int | None" = None, seed: int = 0
-          ) -> dict[str, Any]:
-    """Attack all that is certified (of the first `limit` rows of each kind); returns what goes to audit.json.
+class OneImageSearch:
+    """Attacks on one image at a time: of each pair either one, and each image against itself."""
+    strongest = ["apgd", "ddn", "cw"]
+    measured = ["norm", "points", "rechecked", "ratio", "moved", "broken"]
 
-    Writes that file and the column norm_audit (the smallest perturbation that succeeded; of pairs, on either side). The
-    network must be 1-Lipschitz by construction. "violations" lists the true ones.
-    """
-    settings = {"steps": steps, "restarts": restarts, "limit": limit, "seed": seed, "share_of_radius": _SHARE,
-                "attacks": ["apgd", "ddn", "cw"]}
-    found = subject.records
-    origin = records.fingerprint(found.summary)
-    journal = Journal(subject.folder, "audit", {**origin, **settings})
-    report: dict[str, Any] = {**origin, "bin": found.summary.get("bin"), "settings": settings,
-                              "attacked": {}, "unresolved": {}, "tightness": {}}
-    double = copy.deepcopy(subject.network)
-    double = double.double() if isinstance(double, nn.Module) else double
-    audited = []
-    for kind in OBJECTIVES:
-        samples = plan(found, kind, limit)
-        chosen = samples[samples["radius"] > RESOLUTION]
-        work = partial(_audit_batch, subject, double, kind, settings)
-        with subject.bar(len(chosen), f"audit {kind.upper()}") as bar:
-            rows = journal.run(kind, chosen, work, subject.batch_size, lambda rows: bar.update(len(rows)))
-        audited.append(chosen.join(rows.reindex(columns=_MEASURED)).assign(kind=kind))
-        report["attacked"][kind] = int(chosen["row"].nunique())
-        unresolved = samples[(samples["radius"] > 0) & ~samples["row"].isin(chosen["row"])]
-        report["unresolved"][kind] = int(unresolved["row"].nunique())
-        _set_norms(found, kind, chosen, rows)
-        report["tightness"][kind] = tightness(table_of(found, kind), "radius_u" if kind == "u" else "radius")
-    everything = pd.concat(audited)
-    largest = everything["ratio"].max()
-    report |= {"points": int(everything["points"].sum()), "rechecked": int(everything["rechecked"].sum()),
-               "largest_ratio": float(largest) if math.isfinite(largest) else None, **journal.passes}
-    report["violations"] = _violations(everything)
-    report["n_violations"] = len(report["violations"])
-    if rank() == 0:
-        records.write_records(subject.folder, found)
-        write_json(subject.folder / records.AUDIT, report)
-        journal.remove()
-    barrier()
-    return report
+    def __init__(self, subject: Subject, double: Callable[[Tensor], Tensor], certificate: Certificate, settings: Settings):
+        self.subject, self.double, self.certificate, self.settings = subject, double, certificate, settings
+        self.kinds = "udi" if type(certificate) is OneImage else "di"  # images have their radius from Theorem 1 alone
+
+    def samples(self, kind: str) -> pd.DataFrame:
+        """Each image of the rows, with its radius."""
+        return plan(self.subject.records, kind, self.settings.limit, self.certificate)
+
+    def attack(self, kind: str, samples: pd.DataFrame) -> Outcome:
+        """norm: the smallest success (inf: none); points seen and whether one was computed again, with ratio, moved and broken of that."""
+        subject = self.subject
+        numbers = (samples["image"], samples["flipped"]), (samples["target"], samples["flipped"])
+        images, targets = subject.images(*numbers[0]), subject.embedded(*numbers[1])
+        norm = torch.full((len(samples),), math.inf, dtype=torch.float64, device=images.device)
+        passes = [0, 0]
+        radius = torch.tensor(samples["radius"].to_numpy(), device=images.device)
+        with full_precision(), torch.autocast(images.device.type, enabled=False):
+            watch = _Watch(subject.network, images, subject.embedded(*numbers[0]), radius, OBJECTIVES[kind])
+            for attack in self._suite(samples):
+                result = attack(watch.embed, images, targets, OBJECTIVES[kind], subject.tau, seed=self.settings.seed,
+                                sample_ids=samples.index.tolist(), on_iterate=watch)
+                norm = torch.where(result.success, torch.minimum(norm, result.norm), norm)
+                passes = [passes[0] + result.forward_passes, passes[1] + result.backward_passes]
+            rows = pd.DataFrame({"norm": norm.tolist(), "points": watch.points.tolist(), "rechecked": False, "ratio": math.nan,
+                                 "moved": math.nan, "broken": ""}, index=samples.index)
+            # the nearest to a violation of each batch as well: its ratio is what the report says of the network
+            chosen = ((watch.excess > 0) | (watch.excess == watch.excess.max())).nonzero().flatten()
+            others = subject.images(*(column.iloc[chosen.tolist()] for column in numbers[1]))
+            exact = recheck(self.double, images[chosen], watch.worst[chosen], others, OBJECTIVES[kind], subject.tau, self.certificate)
+        rows.loc[samples.index[chosen.tolist()], list(exact)] = exact.set_index(samples.index[chosen.tolist()])
+        rows.loc[samples.index[(watch.excess > 0).cpu().numpy()], "rechecked"] = True
+        return Outcome(rows, *passes)
+
+    def _suite(self, samples: pd.DataFrame) -> list[attacks.Attack]:
+        budget, steps, restarts = torch.tensor(SHARE * samples["radius"].to_numpy()), self.settings.steps, self.settings.restarts
+        return [attacks.preset("apgd", budget, steps=steps, restarts=restarts), attacks.preset("ddn", steps=steps, restarts=restarts),
+                attacks.preset("cw", steps=steps)]
+
+    def report(self, audited: pd.DataFrame) -> dict[str, Any]:
+        """The largest |f(x*) - f(x)| / |x* - x| met, how tight the radii are, and violations. Sets the single attacks of the records."""
+        found = self.subject.records
+        found.attacks = found.attacks[found.attacks["attack"] != AUDITED]
+        for kind, rows in audited.groupby("kind", sort=False):
+            rows = rows.assign(success=np.isfinite(rows["norm"].to_numpy()))
+            found.attacks = with_attacks(found.attacks, rows, kind=kind, attack=AUDITED, eps=math.nan, seed=self.settings.seed,
+                                         settings=AUDITED)
+        return {"tightness": {kind: tightness(found, kind) for kind in self.kinds}, "largest_ratio": finite(audited["ratio"].max()),
+                "violations": _violations(audited)}
 
 
-def _set_norms(found: records.Records, kind: str, chosen: pd.DataFrame, rows: pd.DataFrame) -> None:
-    table = found.images if kind == "u" else found.pairs
-    if kind != "i":  # the first time in each table: a former audit may have gone further
-        table[COLUMN] = np.nan
-    if len(chosen):
-        norms = rows["norm"].groupby(chosen["row"]).min()
-        table.loc[norms.index, COLUMN] = norms
-
-
-def tightness(table: pd.DataFrame, radius: str) -> dict[str, Any]:
-    """Smallest successful perturbation over certified radius, of the rows that were audited: number, minimum, median
+def tightness(found: Records, kind: str) -> dict[str, Any]:
+    """Smallest successful perturbation over certified radius, of the rows of a kind that were audited: number, minimum, median
     (the lower; None where half of the attacks or more fail) and histogram (counts between the edges, and outside them).
     """
-    table = table[table[COLUMN].notna()]
-    ratio = (table[COLUMN] / table[radius]).to_numpy()
-    median = certification.lower_median(ratio) if len(ratio) else math.inf
-    least = ratio.min() if len(ratio) else math.inf
-    return {"n": len(ratio), "minimum": float(least) if math.isfinite(least) else None,
-            "median": median if math.isfinite(median) else None,
+    norms = outcomes.norms(found, AUDITED, kind)
+    ratio = (norms / table_of(found, kind).loc[norms.index, "radius_u" if kind == "u" else "radius"]).to_numpy()
+    return {"n": len(ratio), "minimum": finite(ratio.min()) if len(ratio) else None,
+            "median": finite(certification.lower_median(ratio)) if len(ratio) else None,
             "histogram": {"edges": _EDGES.tolist(),
                           "counts": np.histogram(ratio[np.isfinite(ratio)], _EDGES)[0].tolist(),
                           "below": int((ratio < _EDGES[0]).sum()), "above": int((ratio > _EDGES[-1]).sum())}}
@@ -105,61 +102,10 @@ def tightness(table: pd.DataFrame, radius: str) -> dict[str, Any]:
 
 def _violations(audited: pd.DataFrame) -> list[dict[str, Any]]:
     true = audited[audited["broken"].fillna("") != ""]
-    return [{"kind": row.kind, "row": int(row.row), "side": "image" if row.kind == "u" else ("left", "right")[row.side],
+    return [{"kind": row.kind, "row": int(row.row), "side": side_name(row.kind, row.side),
              "image": int(row.image), "target": int(row.target), "flipped": bool(row.flipped),
              "checks": row.broken.split(), "certified_radius": row.radius, "perturbation": row.moved,
              "ratio": row.ratio if math.isfinite(row.ratio) else None} for row in true.itertuples()]
-
-
-def describe(report: dict[str, Any]) -> str:
-    """A report in a few lines."""
-    attacked, lines = report["attacked"], []
-    lines.append(f"{report['bin']}: {report['n_violations']} violations in {attacked['d'] + attacked['i']} certified "
-                 f"pairs and {attacked['u']} images ({report['points']} points, {report['rechecked']} rechecked in "
-                 "float64)")
-    if report["largest_ratio"] is not None:
-        lines.append(f"largest |f(x*) - f(x)| / |x* - x|: {report['largest_ratio']:.6f}")
-    for kind, found in report["tightness"].items():
-        number = {key: "-" if found[key] is None else f"{found[key]:.3f}" for key in ("minimum", "median")}
-        lines.append(f"smallest success / radius, {OBJECTIVES[kind]}: minimum {number['minimum']}, "
-                     f"median {number['median']} of {found['n']}")
-    for one in report["violations"][:10]:
-        lines.append(f"violated: {', '.join(one['checks'])}: {OBJECTIVES[one['kind']]}, row {one['row']}, "
-                     f"image {one['image']} moved by {one['perturbation']:.6g}, certified radius "
-                     f"{one['certified_radius']:.6g}")
-    return "\n".join(lines)
-
-
-def _suite(samples: pd.DataFrame, settings: dict[str, Any]) -> list[attacks.Attack]:
-    budget, steps = torch.tensor(_SHARE * samples["radius"].to_numpy()), settings["steps"]
-    return [attacks.preset("apgd", budget, steps=steps, restarts=settings["restarts"]),
-            attacks.preset("ddn", steps=steps, restarts=settings["restarts"]), attacks.preset("cw", steps=steps)]
-
-
-def _audit_batch(subject: Subject, double: Callable, kind: str, settings: dict[str, Any], samples: pd.DataFrame
-                 ) -> Outcome:
-    numbers = (samples["image"], samples["flipped"]), (samples["target"], samples["flipped"])
-    images, targets, tau = subject.images(*numbers[0]), subject.embedded(*numbers[1]), subject.records.summary["tau"]
-    norm = torch.full((len(samples),), math.inf, dtype=torch.float64, device=images.device)
-    passes = [0, 0]
-    radius = torch.tensor(samples["radius"].to_numpy(), device=images.device)
-    with full_precision(), torch.autocast(images.device.type, enabled=False):
-        watch = _Watch(subject.network, images, subject.embedded(*numbers[0]), radius, OBJECTIVES[kind])
-        for attack in _suite(samples, settings):
-            result = attack(watch.embed, images, targets, OBJECTIVES[kind], tau, seed=settings["seed"],
-                            sample_ids=samples.index.tolist(), on_iterate=watch)
-            norm = torch.where(result.success, torch.minimum(norm, result.norm), norm)
-            passes = [passes[0] + result.forward_passes, passes[1] + result.backward_passes]
-        rows = {"norm": norm.tolist(), "points": watch.points.tolist(), "rechecked": False, "ratio": math.nan,
-                "moved": math.nan, "broken": ""}
-        rows = pd.DataFrame(rows, index=samples.index)
-        # the nearest to a violation of each batch as well: its ratio is what the report says of the network
-        chosen = ((watch.excess > 0) | (watch.excess == watch.excess.max())).nonzero().flatten()
-        others = subject.images(*(column.iloc[chosen.tolist()] for column in numbers[1]))
-        exact = recheck(double, images[chosen], watch.worst[chosen], others, OBJECTIVES[kind], tau)
-    rows.loc[samples.index[chosen.tolist()], list(exact)] = exact.set_index(samples.index[chosen.tolist()])
-    rows.loc[samples.index[(watch.excess > 0).cpu().numpy()], "rechecked"] = True
-    return Outcome(rows, *passes)
 
 
 class _Watch:
@@ -198,7 +144,7 @@ class _Watch:
 
 
 def recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, others: Tensor, objective: str,
-            tau: float) -> pd.DataFrame:
+            tau: float, certificate: Certificate = OneImage()) -> pd.DataFrame:
     """The three statements at points [N, C, H, W] near images, in float64, `network` being a copy in float64.
 
     Columns: moved, |x* - x|; ratio, |f(x*) - f(x)| / |x* - x|; broken, the names of those that do not hold. The
@@ -209,12 +155,13 @@ def recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor,
     moved, norm = attacks.l2(points.double() - images.double()), clean.norm(dim=-1)
     drift, turned = (found - clean).norm(dim=-1), certification.angle(found, clean)
     allowed = torch.where(moved < norm, torch.asin((moved / norm).clamp(max=1)), math.pi)
-    radius = certification.one_sided_radius(norm, certification.angle(clean, targets), tau)
+    case = Case(norm, targets.norm(dim=-1), certification.angle(clean, targets), tau, dimension=images[0].numel())
+    radius, _ = certificate.sides(case)
     margins = [attacks.margin(embeddings, targets, tau, objective) for embeddings in (clean, found)]
     before, after = (attacks.succeeds(margin, objective) for margin in margins)
-    broken = {"lipschitz": ~(drift <= moved * (1 + _EXACT) + _EXACT),
-              "margin": ~(turned <= allowed * (1 + _EXACT) + _EXACT),
-              "decision": ~before & after & (moved < radius * (1 - _EXACT) - _EXACT)}
+    broken = {"lipschitz": ~(drift <= moved * (1 + EXACT) + EXACT),
+              "margin": ~(turned <= allowed * (1 + EXACT) + EXACT),
+              "decision": ~before & after & (moved < radius * (1 - EXACT) - EXACT)}
     names = [" ".join(check for check in CHECKS if broken[check][k]) for k in range(len(images))]
     ratio = (drift / moved).nan_to_num(nan=math.nan)
     return pd.DataFrame({"moved": moved.tolist(), "ratio": ratio.tolist(), "broken": names})

@@ -9,16 +9,18 @@ delta from the cosine and tau, each widened by what a cosine is rounded by, and 
 proof and says which function and which arithmetic this is about. Only +, -, *, / and square roots are used, which IEEE 754 rounds
 correctly.
 """
-from typing import Any, Sequence
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from backbones.bounds import UNIT, gamma
 from backbones.sound import Proof, Sound
 from eval import records
+from eval.evaluation import Evaluation
 from eval.records import Records
+from eval.store.results import SOUND
 from eval.verification import PairSet
-from utils.images import decode_image
 
 _SUFFIX = "_sound"
 _SMALLEST, _LARGEST = 1e-140, 1e140  # norms whose squares are ordinary numbers, those of their entries that matter as well
@@ -26,21 +28,21 @@ _SMALLEST, _LARGEST = 1e-140, 1e140  # norms whose squares are ordinary numbers,
 
 def prove(network: Sound, pair_set: PairSet) -> Proof:
     """The proof for images of the size of the first one, which all images of a pair set have."""
-    return network.prove(decode_image(pair_set.images[0], pair_set.describe(0)).shape)
+    return network.prove(pair_set.image_size)
 
 
-def add(result: Records, proof: Proof, eps_u: Sequence[float], eps: Sequence[float]) -> None:
+def add(result: Records, proof: Proof) -> None:
     """Add radius_sound to the pairs and radius_u_sound to the images of a result made with a `Sound` network, and to its summary
     their figures (cra_u_sound ... med_i_sound), sound_lipschitz (L) and sound_error (E).
     """
     pairs, images, tau = result.pairs, result.images, result.summary["tau"]
     left, right, cosine, accepted = (pairs[name].to_numpy() for name in ("norm_left", "norm_right", "cosine", "accepted"))
     radius = np.minimum(*(pair_radius(*norms, cosine, accepted, tau, proof) for norms in ((left, right), (right, left))))
-    of_pairs, of_images = records.SOUND
+    of_pairs, of_images = SOUND
     pairs[of_pairs] = np.where(pairs["accepted"] == pairs["same"], radius, 0.)
     images[of_images] = untargeted_radius(images["norm"].to_numpy(), tau, proof)
     figures = records.summarise(pairs.assign(radius=pairs[of_pairs]), images.assign(radius_u=images[of_images]),
-                                result.summary["protocol"], tau, None, eps_u, eps)
+                                dataclasses.replace(Evaluation.of(result.summary), tau=tau))
     result.summary.update({f"{key}{_SUFFIX}": figures[key] for key in figures if key.startswith(("cra_", "med_"))})
     result.summary.update(sound_lipschitz=proof.lipschitz, sound_error=proof.error)
 

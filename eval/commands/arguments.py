@@ -1,10 +1,15 @@
-"""Types of command-line arguments, and what they name. Nothing heavy is imported before it is used, so that help is instant."""
+"""Arguments that commands share, and what they name. Nothing heavy is imported before it is used, so that help is instant."""
 import argparse
-from typing import Any, Callable
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from eval.evaluation import FLIPS, PROTOCOLS, Evaluation
 from utils import InputError
 
-ATTACKS = ("pgd", "apgd", "cw", "ddn", "fgsm")
+_FIELDS = {field.name for field in dataclasses.fields(Evaluation)}
 
 
 def inside(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -18,6 +23,9 @@ def inside(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str
             raise argparse.ArgumentTypeError(f"{text} is not inside ({low:g}, {high:g})")
         return value
     return number
+
+
+budget, count = inside(float, 0, math.inf), inside(int, 0, math.inf)
 
 
 def order(text: str) -> float:
@@ -36,7 +44,57 @@ def share(text: str) -> float:
     return 0. if text == "0" else inside(float, 0, 1)(text)
 
 
-def device_named(name: "str | None") -> Any:
+def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that embeds the images of pairs takes. What is left out has no attribute: `evaluation_of` knows the defaults."""
+    def add(name: str, text: str, **how: Any) -> None:
+        default = getattr(Evaluation, name.lstrip("-").replace("-", "_"))
+        said = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text + ("" if default is None else f" (default {said})"), **how)
+    parser.add_argument("--bin", action="append", required=True, metavar="FILE", help=".bin file of pairs; repeatable")
+    parser.add_argument("--out", required=True, metavar="DIR", help="results folder; with several .bin files one folder each inside it")
+    parser.add_argument("--resize", action="store_true", help="bring images of another size to the one that the network takes")
+    network_arguments(parser)
+    add("--far", "target false-acceptance rate", type=inside(float, 0, 1))
+    add("--tau", "use this threshold instead of choosing one by --far", type=inside(float, -1, 1))
+    add("--eps-u", "untargeted budgets", type=budget, nargs="+", metavar="EPS")
+    add("--eps", "dodging and impersonation budgets", type=budget, nargs="+", metavar="EPS")
+    add("--protocol", "strict: by the definitions; paper: as the published figures were made", choices=PROTOCOLS)
+
+
+def network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which network, and how it is run."""
+    parser.add_argument("--backbone", required=True, metavar="NAME",
+                        help="name of the network, e.g. sllnet (python -m eval list has all), or package.module:Name")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
+    parser.add_argument("--flip", choices=FLIPS, default=Evaluation.flip,
+                        help="average: the embedding is the mean of those of the image and its mirror image (default none)")
+    parser.add_argument("--tight", action="store_true",
+                        help="divide embeddings by the proven Lipschitz constant of the network: no cosine changes, and radii grow")
+    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at a time (default 64)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--num-workers", type=inside(int, -1, 1025), default=2, metavar="N",
+                        help="processes that decode images; 0: none (default 2)")
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """What attacks and audits share."""
+    parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
+    parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd, apgd and ddn")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
+    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S", help="of all random starts (default 0)")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Evaluation` that were asked for."""
+    return {name: value for name, value in vars(args).items() if name in _FIELDS}
+
+
+def search_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of an attack that were asked for."""
+    return {name: getattr(args, name) for name in ("steps", "restarts") if getattr(args, name) is not None}
+
+
+def device_named(name: str | None) -> Any:
     """The torch.device of --device; None: cuda where there is one. Raises InputError for one that is not there."""
     import torch
     if name is None:
@@ -49,9 +107,40 @@ def device_named(name: "str | None") -> Any:
     return device
 
 
-def load(backbone: str, weights: str, device: Any, flip: str = "none", tight: bool = False) -> Any:
-    """The network that is evaluated: with flip="average" the averaging is part of it, so that attacks see it too; tight: as
-    `backbones.load_network`.
-    """
-    from backbones import averaged, load_network
-    return averaged(load_network(backbone, weights, device=device, tight=tight), flip)
+def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The (height, width) that --resize brings images to."""
+    from backbones import image_size
+    return tuple(image_size(args.backbone)[1:]) if args.resize else None
+
+
+def subjects(args: argparse.Namespace) -> Iterator[Any]:
+    """Each .bin file with its records, inside the process group of torchrun where there is one."""
+    folders = result_folders(args.out, args.bin)
+    Evaluation(**given(args))  # what is wrong with it is said before anything is loaded
+    from eval.store.subject import load_model, open_subject
+    from utils.distributed import process_group
+    with process_group(args.device) as device:
+        model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
+        for folder, path in zip(folders, args.bin):
+            yield open_subject(model, path, folder, given(args), device=device, batch_size=args.batch_size, num_workers=args.num_workers,
+                               resize=size_of(args), progress=Path(path).stem)
+
+
+def result_folders(out: str, bins: Sequence[str]) -> list[Path]:
+    """One results folder a .bin file, checked before hours are spent on what could not be written."""
+    stems = [Path(path).stem for path in bins]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise InputError(f"--bin: several files are called {min(twice)}; their results would share a folder")
+    parent = Path(out)
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"--out {out}: {parent} is not a folder")
+    return [Path(out)] if len(bins) == 1 else [Path(out) / stem for stem in stems]
+
+
+def print_once(text: str) -> None:
+    """On the first process only."""
+    from utils.distributed import rank
+    if rank() == 0:
+        print(text)

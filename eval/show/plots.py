@@ -18,7 +18,8 @@ from torch import Tensor
 
 from eval import certification, verification
 from eval.records import Records
-from eval.store.subject import OBJECTIVES, is_right, table_of
+from eval.records import is_right, table_of
+from eval.store.subject import OBJECTIVES
 from eval.show.tables import ATTACK_NAMES
 from utils import InputError
 from utils.files import atomic_write

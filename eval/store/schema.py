@@ -2,42 +2,46 @@
 import io
 import math
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from eval.records import AUDITED, CERTIFIED, FORMAT, Records, table_of
+from eval.summary import Summary
 from utils import InputError
-from utils.files import read_file, read_json
+from utils.files import read_file, read_json, write_json
 
 MAX_TABLE = 2**25  # bytes; the records of 6,000 pairs have one million, and reading takes up to 30 times as many
 MAX_HEADER = 2**14
 MAX_SUMMARY = 2**20
 MAX_NUMBER = 1e15  # of norms and radii; from 2**53 on a histogram has no bins
 
-CERTIFIED = tuple(f"{figure}_{kind}" for figure in ("cra", "med") for kind in "udi")
 REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys of a summary
 
-# kind of value, and range, of the columns of pairs.csv and images.csv
-_BOOLEANS = ("flipped", "same", "accepted")
-_INTEGERS = ("pair", "left", "right", "image")
-_NUMBERS = ("norm_left", "norm_right", "norm", "radius", "radius_u", "radius_both", "radius_joint",
-            "radius_sound", "radius_u_sound")
-_ROBUST = re.compile(r"robust_[a-z]+_(\d+(\.\d+)?(e-?\d+)?)")
+# kind of value, and range, of the columns of pairs.csv, images.csv and attacks.csv
+_BOOLEANS = ("flipped", "same", "accepted", "success")
+_INTEGERS = ("pair", "left", "right", "image", "row", "seed")
+_WORDS = {"kind": ("u", "d", "i"), "side": ("left", "right", "image")}
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of records, as it was written, to the last bit. Raises InputError, naming the file and the column, for what is none."""
-    table = read_csv(path, float_precision="round_trip")
+def read_table(path: Path, rows: bool = True) -> pd.DataFrame:
+    """A table of records, as it was written, to the last bit. Raises InputError, naming the file and the column, for what is none.
+
+    rows: whether there must be any.
+    """
+    table = read_csv(path, rows, float_precision="round_trip", dtype={"attack": str, "settings": str}, keep_default_na=False,
+                     na_values=[""])
     for name in table:
-        if expected := _expected(name, table[name]):
+        if expected := _expected(name, table[name], infinite="success" in table):
             raise InputError(f"{path}: column {name} holds something else than {expected}")
     return table
 
 
-def read_csv(path: Path, **how: Any) -> pd.DataFrame:
-    """A table with rows, of bounded size. Raises InputError, naming the file, where there is none."""
+def read_csv(path: Path, rows: bool = True, **how: Any) -> pd.DataFrame:
+    """A table (with `rows`: not an empty one), of bounded size. Raises InputError, naming the file, where there is none."""
     try:
         content = read_file(path, MAX_TABLE)
     except OSError as error:
@@ -48,7 +52,7 @@ def read_csv(path: Path, **how: Any) -> pd.DataFrame:
         table = pd.read_csv(io.BytesIO(content), **how)
     except (ValueError, OverflowError) as error:  # all that pandas raises for what is no table
         raise InputError(f"{path}: cannot be read: {error}") from None
-    if table.empty:
+    if rows and table.empty:
         raise InputError(f"{path}: no rows")
     return table
 
@@ -59,39 +63,94 @@ def within(values: pd.Series, low: float = -math.inf, high: float = math.inf) ->
                                                                                     & (values.abs() < math.inf)).all())
 
 
-def _expected(name: str, values: pd.Series) -> str:
-    """What a column of that name must hold, if these values are something else; else nothing. Other names may hold anything."""
-    known = values.dropna()
+def _expected(name: str, values: pd.Series, infinite: bool) -> str:
+    """What a column of that name must hold, if these values are something else; else nothing. Other names may hold anything.
+
+    infinite: norms may be, as those of attacks without success are.
+    """
     if name in _BOOLEANS:
-        return "" if values.dtype == bool else "True and False"
+        return "" if values.dtype == bool or values.empty else "True and False"
     if name in _INTEGERS:
-        return "" if values.dtype == np.int64 and within(values, 0) else "integers from 0"
-    if name in _NUMBERS:
-        return "" if within(values, 0, MAX_NUMBER) else f"numbers from 0 to {MAX_NUMBER:g}"
+        return "" if values.empty or values.dtype == np.int64 and within(values, 0) else "integers from 0"
+    if name in _WORDS:
+        return "" if values.isin(_WORDS[name]).all() else f"{', '.join(_WORDS[name])}"
+    if name in ("attack", "settings"):
+        return "" if all(map(_is_text, values)) else "names"
+    if name == "theta":
+        return "" if within(values, 0, math.pi) else "angles from 0 to pi"
     if name == "cosine":  # -inf: of an embedding without direction
         return "" if pd.api.types.is_numeric_dtype(values) and within(values[values != -math.inf], -1, 1) else "numbers from -1 to 1"
-    if name.startswith("robust_"):
-        fits = _ROBUST.fullmatch(name) and all(value is True or value is False for value in known.unique().tolist())
-        return "" if fits else "True and False at a budget"
-    if name.startswith("norm_") or name == "upper_bound":  # inf: no attack succeeded
-        fits = pd.api.types.is_numeric_dtype(values) and within(known[known != math.inf], 0, MAX_NUMBER)
-        return "" if fits else f"numbers from 0 to {MAX_NUMBER:g}"
+    if name == "norm" and infinite or name == "upper_bound":
+        return "" if _are_lengths(values[values != math.inf]) else f"numbers from 0 to {MAX_NUMBER:g}"
+    if name == "eps":  # empty: of an attack without budget
+        return "" if _are_lengths(values.dropna()) else f"numbers from 0 to {MAX_NUMBER:g}"
+    if name.startswith(("radius", "norm")):
+        return "" if _are_lengths(values) else f"numbers from 0 to {MAX_NUMBER:g}"
     return ""
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """summary.json. Raises InputError, naming the file and the key, for what is none."""
+def _are_lengths(values: pd.Series) -> bool:
+    return values.empty or within(values, 0, MAX_NUMBER)
+
+
+def refuse_other_rows(path: Path, found: Records) -> None:
+    """Raise InputError where single attacks are of rows that there are not, or of attacks and settings that the summary does not know."""
+    known = {name: entry.get("settings") for name, entry in found.summary.get("attacks", {}).items()}
+    table = found.attacks
+    for kind in "udi":
+        rows = table.loc[table["kind"] == kind, "row"]
+        if other := sorted(set(rows) - set(table_of(found, kind).index)):
+            raise InputError(f"{path}: row {other[0]} of kind {kind} is not one of the records")
+    pairs = table.loc[table["attack"] != AUDITED, ["attack", "settings"]].drop_duplicates()
+    for attack, settings in pairs.itertuples(index=False):
+        if known.get(attack, "") != settings:
+            raise InputError(f"{path}: attack {attack} with settings {settings}, which the summary does not know")
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json, whole or not at all."""
+    write_json(path, _as_lists(summary))
+
+
+def read_summary(path: Path) -> Summary:
+    """summary.json. Raises InputError, naming the file and the key, for what is none, and for results of another format."""
     try:
         summary = read_json(path, MAX_SUMMARY)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if isinstance(summary, dict) and summary.get("format") != FORMAT and {"protocol", "tau"} <= set(summary):
+        raise InputError(f"{path}: results of format {str(summary.get('format', 1))[:20]}, of another version of this project, expected "
+                         f"{FORMAT}: run python -m eval certify again, in another folder")
     if missing := sorted(set(REQUIRED) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{path}: not a summary: {', '.join(missing)} missing")
+    summary = _as_dicts(summary)
     for key, value in summary.items():
         fits = next((fits for pattern, fits in _SUMMARY if pattern.fullmatch(key)), None)
         if fits and not fits(value):
             raise InputError(f"{path}: not a summary: {key} is {str(value)[:60]}")
     return summary
+
+
+def _as_lists(value: Any) -> Any:
+    """Figures by budget as lists of {"eps", "value"}: JSON has no numbers for keys."""
+    if isinstance(value, Mapping) and value and all(key is None or isinstance(key, float) for key in value):
+        return [{"eps": key, "value": _as_lists(item)} for key, item in value.items()]
+    if isinstance(value, Mapping):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _as_dicts(value: Any) -> Any:
+    """The reverse of `_as_lists`. What is no such list stays as it is, and is refused where a figure is expected."""
+    if isinstance(value, list):
+        items = [_as_dicts(item) for item in value]
+        by_budget = items and all(isinstance(item, dict) and set(item) == {"eps", "value"} and _is_budget(item["eps"]) for item in items)
+        return {item["eps"]: item["value"] for item in items} if by_budget else items
+    return {key: _as_dicts(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _is_budget(value: Any) -> bool:
+    return value is None or type(value) is float and 0 < value < math.inf
 
 
 def _is_number(value: Any) -> bool:
@@ -108,8 +167,11 @@ def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(_is_text(key) and fits(item) for key, item in value.items())
 
 
-def _is_by_budget(value: Any) -> bool:
-    return _each(_is_number)(value) and all(re.fullmatch(r"\d+(\.\d+)?(e-?\d\d?)?", budget) for budget in value)
+def _by_budget(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(_is_budget(eps) and fits(item) for eps, item in value.items())
+
+
+_is_by_budget = _by_budget(_is_number)
 
 
 def _is_attack(entry: Any) -> bool:
@@ -123,22 +185,26 @@ def _are_budgets(value: Any) -> bool:
     return isinstance(value, list) and all(type(eps) is float and 0 < eps < math.inf for eps in value)
 
 
-def _are_shares(value: Any) -> bool:
-    return _each(lambda some: _each(_is_number)(some) and _is_by_budget({key: 0 for key in some if key != "all"}))(value) \
-        and set(value) <= set("udi")
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-_ATTACK: "dict[str, Callable[[Any], bool]]" = {
-    "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _are_shares, "limit": lambda value: value is None or _is_count(value),
+def _is_figures(value: Any) -> bool:
+    """{cra_d, med_d, cra_i, med_i} of a certificate."""
+    return isinstance(value, dict) and all(_is_by_budget(item) if str(key).startswith("cra_") else _is_number(item)
+                                           for key, item in value.items())
+
+
+_ATTACK: dict[str, Callable[[Any], bool]] = {
+    "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _each(_is_by_budget), "limit": lambda value: value is None or _is_count(value),
+    "settings": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None,
     **dict.fromkeys(("minimum_norm", "published"), lambda value: type(value) is bool),
-    **dict.fromkeys(("forward_passes", "backward_passes"), _is_count)}
-_SUMMARY: "tuple[tuple[re.Pattern, Callable[[Any], bool]], ...]" = tuple((re.compile(pattern), fits) for pattern, fits in (
+    **dict.fromkeys(("forward_passes", "backward_passes", "seed"), _is_count)}
+_SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compile(pattern), fits) for pattern, fits in (
     (r"bin|protocol|flip", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
-    (r"cra_[udi]", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
-    (r"med_attack_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),
-    (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_std|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+", _is_number)))
+    (r"cra_[udi](_sound)?", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
+    (r"(med_attack|never)_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),
+    (r"certificates", _each(_is_figures)),
+    (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_(std|at_tau)|best_\w+|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+",
+     _is_number)))

@@ -1,6 +1,9 @@
 """What attacks and audits work on: a network, a .bin and its records, and the list of all single attacks they allow."""
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -8,18 +11,60 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import backbones
 from datasets import to_float
-from eval import certification, records, verification
-from eval.records import Records
+from eval import records, verification
+from eval.certificates import Case, Certificate, OneImage
+from eval.evaluation import Evaluation
+from eval.records import Records, is_right, table_of
+from eval.store import provenance, results
 from eval.verification import PairSet
+from utils import InputError
 from utils.distributed import barrier, rank
-from utils.images import decode_image
+from utils.files import sha256
 
 OBJECTIVES = {"u": "untargeted", "d": "dodging", "i": "impersonation"}
 _SIDES = ((("left", "right"), ("right", "left")), (("image", "image"),))  # attacked, compared with: of pairs, of images
 
 
-class Subject(NamedTuple):
+class Model(NamedTuple):
+    """The network that is evaluated, images in [-0.5, 0.5] -> embeddings; where it comes from, for summaries; whether its layers prove it
+    1-Lipschitz.
+    """
+    network: Callable[[Tensor], Tensor]
+    origin: dict[str, Any]
+    certified: bool
+
+
+def load_model(backbone: str, weights: str | os.PathLike[str], device: torch.device | str = "cpu", flip: str = "none",
+               tight: bool = False) -> Model:
+    """With flip="average" the averaging is part of the network, so that attacks see it too; tight: as `backbones.load_network`."""
+    network = backbones.averaged(backbones.load_network(backbone, weights, device=device, tight=tight), flip)
+    return Model(network, provenance.origin(backbone, weights, network), backbones.is_lipschitz(backbone))
+
+
+def require_lipschitz(backbone: str, what: str) -> None:
+    """Raise InputError where a network is not 1-Lipschitz, so that it has no `what`."""
+    if not backbones.is_lipschitz(backbone):
+        raise InputError(f"--backbone {backbone}: this network is not 1-Lipschitz, so it has no {what}")
+
+
+def open_pairs(model: Model, path: str | os.PathLike[str], protocol: str, resize: tuple[int, int] | None = None
+               ) -> tuple[PairSet, dict[str, Any]]:
+    """The pairs of a .bin file and where results on them come from. Raises InputError where the network is made for another size.
+
+    resize: (height, width) that images of another size are brought to.
+    """
+    read = pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes")
+    if resize is not None:
+        pair_set = verification.resized(read, resize)
+    verification.require_size(model.network, pair_set)
+    return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size),
+                      "resized": pair_set.images != read.images}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
     """What is attacked: a network on the pairs of a .bin, with their embeddings [flips, n, D] and records."""
     network: Callable[[Tensor], Tensor]
     pair_set: PairSet
@@ -29,6 +74,11 @@ class Subject(NamedTuple):
     device: torch.device
     batch_size: int
     progress: str
+
+    @property
+    def tau(self) -> float:
+        """The threshold of the records."""
+        return self.records.summary["tau"]
 
     def images(self, numbers: Sequence[int], flipped: Sequence[bool]) -> Tensor:
         """Float images [N, 3, H, W] in [-0.5, 0.5] by their numbers, decoded on demand."""
@@ -44,68 +94,78 @@ class Subject(NamedTuple):
         return tqdm(total=total, desc=f"{self.progress} {title}", unit="image", leave=False,
                     disable=None if self.progress and rank() == 0 else True)
 
+    def with_records(self, found: Records) -> "Subject":
+        """The same with other records."""
+        return dataclasses.replace(self, records=found)
 
-def decoded(pair_set: PairSet, numbers: Sequence[int], flipped: Sequence[bool], device: "torch.device | str") -> Tensor:
+
+def decoded(pair_set: PairSet, numbers: Sequence[int], flipped: Sequence[bool], device: torch.device | str) -> Tensor:
     """Float images [N, 3, H, W] in [-0.5, 0.5] of a pair set, mirrored where `flipped` says so."""
-    images = [decode_image(pair_set.images[k], pair_set.describe(k)) for k in numbers]
+    images = [pair_set.decode(k) for k in numbers]
     return to_float(torch.stack([x.flip(-1) if flip else x for x, flip in zip(images, flipped)]), device)
 
 
-def prepare(network: Callable[[Tensor], Tensor], pair_set: PairSet, folder: Path, origin: Mapping[str, Any],
-            lipschitz: bool, protocol: str = "strict", far: "float | None" = None, tau: "float | None" = None,
-            eps_u: Sequence[float] = (1.5, 3.0), eps: Sequence[float] = (0.25, 0.75), *, device: torch.device,
-            batch_size: int = 64, num_workers: int = 0, progress: str = "") -> Subject:
-    """Take up the records in a folder, or make and write them where there are none (far: 1e-3 unless given).
+def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given: Mapping[str, Any] = {}, *,
+                 device: torch.device | str = "cpu", batch_size: int = 64, num_workers: int = 0, resize: tuple[int, int] | None = None,
+                 progress: str = "", remarks: Mapping[str, Any] = {}) -> Subject:
+    """The pairs of a .bin with their records: those of a folder, or new ones, which are written there.
 
-    origin: backbone, weights_sha256, bin, bin_sha256 ..., which go into the summary. Raises InputError where the folder
-    holds results of another network, .bin, protocol or threshold.
+    given: fields of `Evaluation`. Records that are there must be of these, whatever they leave open; new ones take the defaults for it.
+    remarks: what else a new summary is to say. Raises InputError where the folder holds results of another network, .bin, protocol or
+    threshold.
     """
-    asked = {**origin, "protocol": protocol, "tau": tau, "far_target": far}
-    found = None
-    if (folder / records.SUMMARY).is_file():
-        found = records.read_records(folder, certified=lipschitz)
-        records.refuse_others(folder, found.summary, asked)
-        records.refuse_other_rows(folder, found, pair_set, protocol)
-    embeddings = verification.embed_images(
-        network, pair_set.images, records.flips(protocol), batch_size, device, describe=pair_set.describe,
-        progress=progress, num_workers=num_workers, distributed=True)
+    found = results.read_records(folder, certified=model.certified) if (folder / results.SUMMARY).is_file() else None
+    evaluation = Evaluation(**{**({} if found is None else vars(Evaluation.of(found.summary))), **_one_threshold(given)})
+    pair_set, origin = open_pairs(model, path, evaluation.protocol, resize)
+    if found is not None:
+        asked = {**origin, "protocol": evaluation.protocol, "tau": evaluation.tau, "far_target": given.get("far")}
+        provenance.refuse_others(folder / results.SUMMARY, found.summary, asked)
+        results.refuse_other_pairs(folder, found, pair_set, evaluation)
+    embeddings = verification.embed_images(model.network, pair_set.images, evaluation.views, batch_size, device,
+                                           describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True)
     if found is None:
-        found = records.evaluate(pair_set, embeddings, protocol, far or 1e-3, tau, eps_u, eps, lipschitz)
-        found.summary.update(origin)
+        found = records.evaluate(pair_set, embeddings, evaluation, model.certified)
+        found.summary.update({**origin, **remarks})
         barrier()  # no rank looks for records any more
         if rank() == 0:
-            records.write_records(folder, found)
-    return Subject(network, pair_set, embeddings, found, folder, device, batch_size, progress)
+            results.write_records(folder, found)
+    return Subject(model.network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
 
 
-def table_of(found: Records, kind: str) -> pd.DataFrame:
-    """The rows that a kind of attack is about: images (u), true pairs (d), false pairs (i)."""
-    return found.images if kind == "u" else found.pairs[found.pairs["same"] == (kind == "d")]
-
-
-def is_right(table: pd.DataFrame) -> pd.Series:
-    """Which rows are right when clean: the decision is, and the embeddings have a direction."""
-    if "same" not in table:
-        return table["norm"] > 0
-    return (table["accepted"] == table["same"]) & (table["norm_left"] > 0) & (table["norm_right"] > 0)
-
-
-def plan(found: Records, kind: str, limit: "int | None" = None) -> pd.DataFrame:
+def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate | None = None) -> pd.DataFrame:
     """Every single attack that the first `limit` rows of a kind allow, indexed by a number that is unique in the kind.
 
     Columns: row (of pairs or images), side (0: left, 1: right), image (attacked), target (whose embedding it is
-    compared with), flipped, right (when clean), radius (certified for an attack on this image:
-    `one_sided_radius`; 0 where the decision is wrong or the network is not 1-Lipschitz).
+    compared with), flipped, right (when clean), radius (certified, of `certificate`, for an attack on this image alone; 0 where the
+    decision is wrong or the network is not 1-Lipschitz).
     """
+    certificate = certificate or OneImage()
     table, tau = table_of(found, kind)[:limit], found.summary["tau"]
-    right, certified = is_right(table), "radius" in found.pairs
+    right = is_right(table)
+    if kind == "u":
+        radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),)
+    else:
+        radii = certificate.sides(case_of(found, table))
     parts = []
-    for side, (image, target) in enumerate(_SIDES[kind == "u"]):
-        theta = 0. if kind == "u" else np.arccos(table["cosine"].clip(-1, 1).to_numpy())
-        norm = table["norm" if kind == "u" else f"norm_{image}"].to_numpy()
-        radius = certification.one_sided_radius(norm, theta, tau).numpy()
+    for side, ((image, target), radius) in enumerate(zip(_SIDES[kind == "u"], radii)):
         parts.append(pd.DataFrame({
             "row": table.index, "side": side, "image": table[image].to_numpy(), "target": table[target].to_numpy(),
             "flipped": table["flipped"].to_numpy(), "right": right.to_numpy(),
-            "radius": np.where(right & certified, radius, 0.)}, index=2 * table.index + side))
+            "radius": np.where(right & found.certified, radius.numpy(), 0.)}, index=2 * table.index + side))
     return pd.concat(parts)
+
+
+def case_of(found: Records, table: pd.DataFrame) -> Case:
+    """Some rows of the pairs, as certificates take them; by the definitions, whatever the protocol is."""
+    norms = (table[name].to_numpy() for name in ("norm_left", "norm_right", "theta"))
+    return Case(*norms, found.summary["tau"], dimension=int(np.prod(found.summary["image_size"])))
+
+
+def side_name(kind: str, side: int) -> str:
+    """What attacks.csv calls a side."""
+    return "image" if kind == "u" else ("left", "right")[side]
+
+
+def _one_threshold(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A FAR that is asked for takes the place of a given tau, unless both are."""
+    return {**({"tau": None} if "far" in given and given.get("tau") is None else {}), **given}

@@ -1,0 +1,83 @@
+"""`python -m eval certify`: certified radii and accuracies."""
+import argparse
+import warnings
+from typing import Any
+
+from eval.commands.arguments import budget, device_named, evaluation_arguments, given, order, result_folders, size_of
+from eval.evaluation import Evaluation
+from utils import InputError
+
+
+def declare(commands: Any) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("certify", help="certified radii and accuracies (Table 1)",
+                                 description="Certified robustness of a 1-Lipschitz network on pairs of faces: prints "
+                                             "Table 1 and writes pairs.csv, images.csv and summary.json.")
+    evaluation_arguments(parser)
+    parser.add_argument("--certificate", dest="certificates", nargs="+", default=argparse.SUPPRESS, metavar="NAME",
+                        help="further certificates, of what `python -m eval list` has or package.module:Name (default both joint)")
+    parser.add_argument("--certified-far", type=budget, nargs="+", default=[], metavar="EPS",
+                        help="also TAR at the threshold that keeps FAR at the target when one image of each pair moves by EPS")
+    parser.add_argument("--p", type=order, nargs="+", default=[], metavar="P",
+                        help="also certified accuracies for budgets --eps-p in these l_p norms, from 1 to inf")
+    parser.add_argument("--eps-p", type=budget, nargs="+", default=[0.5, 1.0], metavar="EPS",
+                        help="budgets of --p in grey levels, which are 1/255 (default 0.5 1)")
+    parser.add_argument("--sound", action="store_true",
+                        help="also radii that are proven in floating point (columns radius_sound, radius_u_sound), from embeddings in "
+                             "float64; three to seven times the time")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute everything, then write everything: nothing is left behind by a run that fails."""
+    folders = result_folders(args.out, args.bin)
+    evaluation = Evaluation(**given(args))
+    if args.sound and args.tight:
+        raise InputError("--sound: its radii are divided by the Lipschitz constant already, leave --tight out")
+    from backbones import naming
+    from eval import budgets, records, robustness
+    from eval.audit import sound
+    from eval.show import tables
+    from eval.store import results
+    from eval.store.subject import open_pairs, require_lipschitz
+    require_lipschitz(args.backbone, "certified radii")
+    device = device_named(args.device)
+    model, proven = _model(args, device)
+    found = []
+    for folder, path in zip(folders, args.bin):
+        pair_set, origin = open_pairs(model, path, evaluation.protocol, size_of(args))
+        results.refuse_another_subject(folder, origin)
+        embedding = dict(device=device, batch_size=args.batch_size, num_workers=args.num_workers, progress=pair_set.name)
+        result = records.certify(model.network, pair_set, evaluation, 1.0 if proven else None, **embedding)
+        result.summary.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
+        if proven:
+            with naming(args.weights):
+                sound.add(result, sound.prove(proven, pair_set))
+        found.append(robustness.keep_attacks(folder, result))
+    for folder, result in zip(folders, found):
+        results.write_records(folder, result)
+    print(tables.render(tables.table1(result.summary for result in found)))
+    print(*(line for result in found for line in budgets.describe(result.summary)), sep="", end="")
+    if args.tight:
+        print(f"L = {model.origin['lipschitz']:.9g}, which embeddings are divided by")
+    if proven:
+        print(tables.render(tables.table1(sound.summary(result) for result in found)))
+        print(f"L = {proven.lipschitz:.9g}, E = {max(result.summary['sound_error'] for result in found):.3g}: the radii of the second "
+              "table hold in floating point")
+
+
+def _model(args: argparse.Namespace, device: Any) -> tuple[Any, Any]:
+    """The network, and under --sound the one whose rounding is proven inside it."""
+    from backbones import averaged
+    from backbones.bounds import TOLERANCE
+    from backbones.sound import load_sound
+    from eval.store import provenance
+    from eval.store.subject import Model, load_model
+    if not args.sound:
+        return load_model(args.backbone, args.weights, device, args.flip, args.tight), None
+    proven = load_sound(args.backbone, args.weights, device)
+    if proven.lipschitz > 1 + TOLERANCE:
+        warnings.warn(f"{args.weights}: L is {proven.lipschitz:.9g}: radii that are not called sound, the first table, are for 1 and "
+                      "do not hold")
+    network = averaged(proven, args.flip)
+    return Model(network, provenance.origin(args.backbone, args.weights, network), True), proven

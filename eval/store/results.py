@@ -1,0 +1,86 @@
+"""The files of a results folder: written whole or not at all, and read as they were written, to the last bit."""
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.evaluation import Evaluation
+from eval.records import ATTACK_TYPES, Records
+from eval.store import provenance, schema
+from eval.summary import Summary
+from eval.verification import PairSet
+from utils import InputError
+from utils.files import atomic_write
+
+PAIRS, IMAGES, ATTACKS, SUMMARY, AUDIT = "pairs.csv", "images.csv", "attacks.csv", "summary.json", "audit.json"
+SOUND = ("radius_sound", "radius_u_sound")  # columns of the pairs and of the images that eval/audit/sound.py adds
+_COLUMNS = {
+    PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "theta", "norm_left", "norm_right", "accepted", "radius"},
+    IMAGES: {"image", "flipped", "norm", "radius_u"}, ATTACKS: set(ATTACK_TYPES)}
+_RADII = {"radius", "radius_u"}
+
+
+def audit_file(geometry: str) -> str:
+    """The name of the report of an audit: audit.json of attacks on one image, audit_{certificate}.json of the others."""
+    return AUDIT if geometry == "one" else f"audit_{geometry.rpartition(':')[2]}.json"
+
+
+def write_records(folder: str | os.PathLike[str], records: Records) -> None:
+    """Write pairs.csv, images.csv, attacks.csv (where there are attacks) and, last, summary.json to `folder`."""
+    for name, table in ((PAIRS, records.pairs), (IMAGES, records.images), (ATTACKS, records.attacks)):
+        if name != ATTACKS or len(table) or (Path(folder) / name).exists():
+            with atomic_write(Path(folder) / name) as file:
+                table.to_csv(file, index=False, lineterminator="\n")  # floats by repr: reading gives the same numbers back
+    schema.write_summary(Path(folder) / SUMMARY, records.summary)
+
+
+def read_records(folder: str | os.PathLike[str], certified: bool = True) -> Records:
+    """What `write_records` wrote, to the last bit. Raises InputError where a file or a column is missing; with
+    certified=False the radii may be.
+    """
+    folder = Path(folder)
+    summary = schema.read_summary(folder / SUMMARY)
+    tables = {}
+    for name, columns in _COLUMNS.items():
+        if name == ATTACKS and not (folder / name).exists() and not summary.get("attacks"):
+            continue
+        table = tables[name] = schema.read_table(folder / name, rows=name != ATTACKS)
+        if missing := sorted(columns - set(table.columns) - (set() if certified else _RADII)):
+            raise InputError(f"{folder / name}: columns {', '.join(missing)} missing")
+    found = Records(tables[PAIRS], tables[IMAGES], summary)
+    if ATTACKS in tables:
+        found.attacks = tables[ATTACKS].astype(ATTACK_TYPES)
+        schema.refuse_other_rows(folder / ATTACKS, found)
+    return found
+
+
+def read_summaries(folder: str | os.PathLike[str]) -> dict[Path, Summary]:
+    """The summaries in a results folder, or in the folders inside it, by folder. Raises InputError where there are none."""
+    folder = Path(folder)
+    files = [folder / SUMMARY] if (folder / SUMMARY).is_file() else sorted(folder.glob(f"*/{SUMMARY}"))
+    if not files:
+        raise InputError(f"{folder}: no {SUMMARY} in it or in the folders inside it")
+    return {file.parent: schema.read_summary(file) for file in files}
+
+
+def refuse_another_subject(folder: str | os.PathLike[str], asked: Mapping[str, Any]) -> None:
+    """Raise InputError where a folder has results of another network or .bin than is asked for, whatever their settings."""
+    place = Path(folder) / SUMMARY
+    if place.is_file():
+        provenance.refuse_others(place, schema.read_summary(place), {key: asked[key] for key in provenance.SUBJECT})
+
+
+def refuse_other_pairs(folder: str | os.PathLike[str], found: Records, pair_set: PairSet, evaluation: Evaluation) -> None:
+    """Raise InputError unless the rows of records are those of the pairs and images of a .bin, in their order."""
+    views, pairs, images = evaluation.views, len(pair_set.left), len(pair_set.images)
+    expected = {
+        PAIRS: (found.pairs, {"pair": np.arange(pairs), "same": pair_set.same, "left": pair_set.left, "right": pair_set.right}),
+        IMAGES: (found.images, {"image": np.arange(images)})}
+    for name, (table, columns) in expected.items():
+        for column, values in columns.items():
+            if not np.array_equal(table[column], np.tile(values, len(views))):
+                raise InputError(f"{Path(folder) / name}: column {column} is not that of {pair_set.path}")
+        if not np.array_equal(table["flipped"], np.repeat(views, len(table) // len(views))):
+            raise InputError(f"{Path(folder) / name}: column flipped is not that of the {evaluation.protocol} protocol")
