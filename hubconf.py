@@ -1,4 +1,4 @@
-"""Entry points for torch.hub, one for each registered network: `torch.hub.load(FOLDER, "sllnet_small", source="local", weights="model.pt")`.
+"""Entry points for torch.hub, one for each network: `torch.hub.load(FOLDER, "sllnet_small", source="local", weights="model.pt")`.
 
 torch.hub finds functions by their names in this module, so they are made here from the names in `backbones`. The packages here are called
 `backbones` and `utils`: a process that has imported others of these names cannot load networks in this way.
@@ -22,7 +22,7 @@ def _entry_point(name: str) -> _Callable[..., _nn.Module]:
     network.__name__ = network.__qualname__ = name
     network.__doc__ = f"""The network {name}.
 
-    weights: the path of a checkpoint; the network then is that of `backbones.load_network`, in eval mode and frozen: images [N, 3, H, W] with
+    weights: the path of a checkpoint; the network then is that of `backbones.load_network`, in eval mode and frozen: images [N, C, H, W],
     pixels in [-0.5, 0.5] -> embeddings. Of a 1-Lipschitz network the constant has been checked with these weights; `tight=True` divides by
     it. Without weights it is that of `backbones.get_backbone`, freshly initialised and to be trained. Further arguments go there.
     """
