@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from small_world import summary_of
 
 import eval.__main__ as command_line
 from backbones import get_backbone, load_network
 from eval import records, verification
+from eval.evaluation import Evaluation
 from eval.show import tables
+from eval.store import results
 from eval.verification import PairSet
 from utils import InputError
 from utils.files import sha256
@@ -93,7 +96,7 @@ def lower(values):
 
 def test_figures_are_those_of_the_definitions(files, result):
     protocol, out, _ = result
-    summary = json.loads((out / "summary.json").read_text())
+    summary = summary_of(out)
     tau, found, radius_u, norm = plain_evaluation(files, protocol)
     close = {"rel": 1e-4, "abs": 1e-5}  # float32 embeddings against float64
     assert summary["tau"] == pytest.approx(tau, **close) and summary["feature_norm"] == pytest.approx(norm, **close)
@@ -102,17 +105,17 @@ def test_figures_are_those_of_the_definitions(files, result):
     kinds = {"u": (radius_u, EPS_U), "d": ([r for same, _, r in found if same], EPS),
              "i": ([r for same, _, r in found if not same], EPS)}
     for kind, (radii, budgets) in kinds.items():
-        assert summary[f"cra_{kind}"] == {eps: np.mean([r > float(eps) for r in radii]) for eps in budgets}
+        assert summary[f"cra_{kind}"] == {eps: np.mean([r > eps for r in radii]) for eps in map(float, budgets)}
         assert summary[f"med_{kind}"] == pytest.approx(lower(radii), **close)
     assert read_csv(out / "pairs.csv")["radius"].to_numpy() == pytest.approx([r for *_, r in found], **close)
-    assert 0 < summary["cra_d"]["0.45"] < 1 and 0 < summary["cra_u"]["0.4"]  # the comparison is not about nothing
+    assert 0 < summary["cra_d"][0.45] < 1 and 0 < summary["cra_u"][0.4]  # the comparison is not about nothing
 
 
 def test_every_figure_follows_from_the_csv_files(files, result):
     protocol, out, run = result
-    summary = json.loads((out / "summary.json").read_text())
+    summary = summary_of(out)
     pairs, images = read_csv(out / "pairs.csv"), read_csv(out / "images.csv")
-    assert list(pairs.columns) == ("pair flipped same left right cosine norm_left norm_right accepted radius upper_bound radius_both "
+    assert list(pairs.columns) == ("pair flipped same left right cosine theta norm_left norm_right accepted radius upper_bound radius_both "
                                    "radius_joint").split()
     assert list(images.columns) == "image flipped norm radius_u".split()
     assert all(pairs[name].dtype == bool for name in ("same", "flipped", "accepted"))
@@ -121,10 +124,13 @@ def test_every_figure_follows_from_the_csv_files(files, result):
     assert (len(pairs), len(images)) == (30 * copies, 24 * copies) == (summary["n_pairs"], summary["n_images"])
     true, false = pairs[pairs.same], pairs[~pairs.same]
     assert (summary["tar"], summary["far"]) == (true.accepted.mean(), false.accepted.mean())
-    assert (pairs.accepted == (pairs.cosine > summary["tau"])).all()
+    assert (pairs.accepted == (pairs.cosine > summary["tau"])).all() and np.allclose(np.cos(pairs.theta), pairs.cosine, atol=1e-12)
+    right = {tau: ((pairs.cosine > tau) == pairs.same).mean() for tau in (summary["tau"], *pairs.cosine, -1)}
+    assert summary["accuracy_at_tau"] == right[summary["tau"]]
+    assert summary["best_accuracy"] == max(right.values()) == right[summary["best_threshold"]]
     assert (pairs.radius[pairs.accepted != pairs.same] == 0).all()
     for kind, radius in (("u", images.radius_u), ("d", true.radius), ("i", false.radius)):
-        assert summary[f"cra_{kind}"] == {eps: (radius > float(eps)).mean() for eps in summary[f"cra_{kind}"]}
+        assert summary[f"cra_{kind}"] == {eps: (radius > eps).mean() for eps in summary[f"cra_{kind}"]}
         assert summary[f"med_{kind}"] == radius.quantile(0.5, interpolation="lower")
     assert summary["feature_norm"] == pytest.approx(pd.concat([pairs.norm_left, pairs.norm_right]).mean())
     first = pairs[~pairs.flipped]
@@ -160,7 +166,7 @@ def test_several_bins_get_a_folder_each_and_one_table(files, tmp_path, capsys):
     assert command_line.main(arguments(files, tmp_path / "out", "--tau", "-0.2", bins=("faces.bin", "other.bin"))) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     for name in ("faces", "other"):
-        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        summary = summary_of(tmp_path / "out" / name)
         assert summary["bin"] == name and summary["tau"] == -0.2
         assert summary["far_target"] is None and summary["reasons"]["far_target"] == "tau was given"
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == sorted(
@@ -249,7 +255,8 @@ def test_help_imports_nothing_heavy():
 
 def pair_set_of(same):
     left = np.arange(0, 2 * len(same), 2)
-    return PairSet("x.bin", [b""] * 2 * len(same), left, left + 1, np.array(same), left)
+    image = encode_image(torch.zeros(3, 2, 2, dtype=torch.uint8), "png")
+    return PairSet("x.bin", [image] * 2 * len(same), left, left + 1, np.array(same), left)
 
 
 def example(same, embeddings):
@@ -260,14 +267,14 @@ def example(same, embeddings):
 def test_one_kind_of_pairs_gives_what_it_can_and_says_the_rest(same):
     pairs, images = example(same, torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
     pairs["accepted"], pairs["radius"], images["radius_u"] = pairs["cosine"] > 0.1, 0.5, 1.0
-    summary = records.summarise(pairs, images, "strict", 0.1, None, [1.5], [0.25])
+    summary = records.summarise(pairs, images, Evaluation(tau=0.1, eps_u=[1.5], eps=[0.25]))
     missing, there = ("i", "d") if same[0] else ("d", "i")
-    assert summary[f"cra_{missing}"] == {"0.25": None} and summary[f"med_{missing}"] is None
-    assert summary[f"cra_{there}"] == {"0.25": 1.0} and summary["auc"] is None and summary["accuracy"] is None
+    assert summary[f"cra_{missing}"] == {0.25: None} and summary[f"med_{missing}"] is None
+    assert summary[f"cra_{there}"] == {0.25: 1.0} and summary["auc"] is None and summary["accuracy"] is None
     assert {f"cra_{missing}", f"med_{missing}", "auc", "eer", "accuracy", "accuracy_std"} < summary["reasons"].keys()
     assert [key for key, value in summary.items() if value is None and key not in summary["reasons"]] == []
     json.dumps(summary, allow_nan=False)
-    assert "-" in tables.render(tables.table1([{**summary, "bin": "x"}]))
+    assert "-" in tables.render(tables.table1([{**summary, "bin": "x", "far_target": None}]))
 
 
 def test_embeddings_without_direction_are_rejected_and_counted(monkeypatch):
@@ -275,10 +282,12 @@ def test_embeddings_without_direction_are_rejected_and_counted(monkeypatch):
     embeddings[0, 0], embeddings[0, 3] = 0, torch.nan
     monkeypatch.setattr(verification, "embed_images", lambda *args, **options: embeddings)
     monkeypatch.setattr(records, "image_distances", lambda pair_set: np.ones(4))
-    pairs, images, summary = records.certify(None, pair_set_of([True, False] * 2), tau=-0.99, eps=[1e-9], eps_u=[1e-9])
+    found = records.certify(lambda images: images, pair_set_of([True, False] * 2), Evaluation(tau=-0.99, eps=[1e-9], eps_u=[1e-9]),
+                            lipschitz=1)
+    pairs, images, summary = found.pairs, found.images, found.summary
     assert pairs["cosine"].tolist()[:2] == [-math.inf] * 2 and not pairs["accepted"][:2].any()
     assert pairs["radius"].tolist()[:2] == [0, 0] and images["radius_u"][[0, 3]].tolist() == [0, 0]
-    assert summary["n_invalid_embeddings"] == 2 and summary["cra_u"] == {"1e-09": 0.75} and summary["n_images"] == 8
+    assert summary["n_invalid_embeddings"] == 2 and summary["cra_u"] == {1e-9: 0.75} and summary["n_images"] == 8
     assert math.isfinite(summary["feature_norm"]) and summary["auc"] is not None
 
 
@@ -286,25 +295,30 @@ def test_records_are_read_back_to_the_last_bit_and_faults_are_named(tmp_path):
     pairs, images = example([True, False], torch.randn(4, 3) / 3)
     pairs["accepted"], pairs["radius"], images["radius_u"] = True, 1 / 3, 0.1 + 0.2
     pairs.loc[0, "cosine"] = -math.inf
-    written = records.Records(pairs, images, {})
-    records.write_records(tmp_path, written)
-    os.remove(tmp_path / "summary.json")
-    found = records.read_records(tmp_path)
+    evaluation = Evaluation(tau=0.1)
+    summary = {**records.summarise(pairs, images, evaluation), "format": records.FORMAT, "bin": "x", "attacks": {"pgd": {
+        "settings": "0123456789ab", "eps": [0.1], "eps_u": [0.1]}}}
+    tries = pd.DataFrame([("i", 1, "left", "pgd", 0.1 + 0.2, True, 1 / 3, 2**62, "0123456789ab"),
+                          ("u", 3, "image", "audit", math.nan, False, math.inf, 0, "audit")], columns=list(records.ATTACK_TYPES))
+    results.write_records(tmp_path, records.Records(pairs, images, summary, tries))
+    found = results.read_records(tmp_path)
+    pd.testing.assert_frame_equal(found.attacks, tries, check_exact=True)
+    assert found.summary == summary
     pd.testing.assert_frame_equal(found.pairs, pairs, check_exact=True)
     pd.testing.assert_frame_equal(found.images, images, check_exact=True)
     images.drop(columns="norm").to_csv(tmp_path / "images.csv")
     with pytest.raises(InputError, match="images.csv: columns norm missing"):
-        records.read_records(tmp_path)
+        results.read_records(tmp_path)
 
 
 def test_table1_has_the_published_layout():
     summary = {"bin": "lfw", "protocol": "paper", "far_target": 1e-3, "tar": 0.8397, "tau": 0.2312, "feature_norm": 3.2451, "med_u": 3.136,
-               "cra_u": {"1.5": 1.0, "3.0": 0.7476}, "cra_d": {"0.25": 0.6682, "0.75": 0.3005}, "med_d": 0.469,
-               "cra_i": {"0.25": 0.9821, "0.75": 0.4033}, "med_i": None}
+               "cra_u": {1.5: 1.0, 3.0: 0.7476}, "cra_d": {0.25: 0.6682, 0.75: 0.3005}, "med_d": 0.469,
+               "cra_i": {0.25: 0.9821, 0.75: 0.4033}, "med_i": None}
     header, row = tables.render(tables.table1([summary])).splitlines()
     assert row.split() == "lfw paper 0.001 83.97 0.231 100.00 74.76 3.136 66.82 30.05 0.469 98.21 40.33 - 3.245".split()
     assert [name for name in header.split("  ") if name] and header.index("norm") > header.index("med I")
-    other = {**summary, "cra_u": {"10.0": 0.5}}
+    other = {**summary, "cra_u": {10.0: 0.5}}
     frame = tables.table1([summary, other])
     assert list(frame.columns)[5:9] == ["CRA_U 1.5", "CRA_U 3.0", "CRA_U 10.0", "med U"]
     assert frame.isna().sum().sum() == 5

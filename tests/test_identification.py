@@ -1,12 +1,11 @@
 """1:N identification: its radii against searches over embeddings, and `python -m eval identify` as a user runs it."""
-import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_world import command, faces, world  # noqa: F401
+from small_world import command, faces, summary_of, world  # noqa: F401
 
 import eval.__main__ as command_line
 from backbones import load_network
@@ -157,7 +156,7 @@ def identify(world, *more, backbone="tiny", out="found", rec="people"):
 
 
 def read(folder):
-    return pd.read_csv(folder / "probes.csv", float_precision="round_trip"), json.loads((folder / "summary.json").read_text())
+    return pd.read_csv(folder / "probes.csv", float_precision="round_trip"), summary_of(folder)
 
 
 def embeddings_of(world, flip=False, backbone="tiny"):
@@ -200,11 +199,11 @@ def test_figures_are_those_of_the_definitions(people, capsys, more):
     right = known.found == known.identity
     assert summary["rank1"] == right.mean() > 0.5 and summary["tpir"] == (right & known.accepted).mean()
     assert summary["fpir"] == others.accepted.mean() and (summary["fpir_target"] is None or summary["fpir"] <= 0.2)
-    for eps in ("0.02", "0.1"):
-        assert summary["cra_rank1"][eps] == (known.radius_rank1 > float(eps)).mean()
-        assert summary["cra_tpir"][eps] == (known.radius > float(eps)).mean()
-        assert summary["worst_fpir"][eps] == pytest.approx(1 - (others.radius > float(eps)).mean())
-    assert summary["cra_rank1"]["0.02"] > 0 and f"rank-1 {summary['rank1']:.2%}, certified" in printed
+    for eps in (0.02, 0.1):
+        assert summary["cra_rank1"][eps] == (known.radius_rank1 > eps).mean()
+        assert summary["cra_tpir"][eps] == (known.radius > eps).mean()
+        assert summary["worst_fpir"][eps] == pytest.approx(1 - (others.radius > eps).mean())
+    assert summary["cra_rank1"][0.02] > 0 and f"rank-1 {summary['rank1']:.2%}, certified" in printed
     assert (summary["n_probes"], summary["n_unknown_probes"]) == (len(known), len(others))
     assert summary["faces"] == "people" and summary["poisoned"] == len(more) // 2 * ("--poisoned" in more) and summary["seed"] == 0
 
@@ -215,13 +214,13 @@ def test_certified_tpir_at_certified_fpir(people, poisoned):
     options = ("--enrolled", "2", "--unknown", "0.4", "--fpir", "0.3", "--poisoned", poisoned)
     assert identify(people, *options) == 0
     chosen = read(people / "found")[1]["certified_fpir"]
-    assert chosen["0.02"]["tau"] is not None
+    assert chosen[0.02]["tau"] is not None
     for eps, found in chosen.items():
         if found["tau"] is None:
             assert "FPIR is at least" in found["reason"]
             continue
-        assert identify(people, *options, "--tau", repr(found["tau"]), out=eps) == 0
-        confirmed = read(people / eps)[1]
+        assert identify(people, *options, "--tau", repr(found["tau"]), out=str(eps)) == 0
+        confirmed = read(people / str(eps))[1]
         assert confirmed["worst_fpir"][eps] == pytest.approx(found["fpir"]) and found["fpir"] <= 0.3
         assert confirmed["cra_tpir"][eps] == pytest.approx(found["tpir"])
 
@@ -232,14 +231,14 @@ def test_closed_set_and_recordio_give_what_they_can(people):
         assert identify(people, "--unknown", "0", "--limit", "6", rec=rec, out=out) == 0
     probes, summary = read(people / "found")
     assert probes.enrolled.all() and summary["n_templates"] == 6 and "radius" not in probes and summary["tau"] is None
-    assert summary["tpir"] is None and summary["cra_rank1"]["0.02"] is not None and summary["worst_fpir"] is None
+    assert summary["tpir"] is None and summary["cra_rank1"][0.02] is not None and summary["worst_fpir"] is None
     again = read(people / "again")[0]
     pd.testing.assert_frame_equal(again[["probe", "identity", "enrolled", "found"]], probes[["probe", "identity", "enrolled", "found"]])
     assert identify(people, "--unknown", "0", "--limit", "6", "--tau", "0.9") == 0
     assert read(people / "found")[1]["tpir"] is not None
     assert identify(people, "--unknown", "0", "--limit", "1", out="one") == 0  # nobody else is enrolled
     probes, summary = read(people / "one")
-    assert summary["cra_rank1"]["0.1"] == 1 and summary["med_rank1"] == pytest.approx(sorted(probes.norm)[(len(probes) - 1) // 2])
+    assert summary["cra_rank1"][0.1] == 1 and summary["med_rank1"] == pytest.approx(sorted(probes.norm)[(len(probes) - 1) // 2])
 
 
 def test_synthetic_faces_know_their_labels():

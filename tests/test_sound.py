@@ -1,7 +1,6 @@
 """Radii that hold in floating point: the error bound against exact arithmetic, the radius against mpmath and a worst-case search, and the
 command line.
 """
-import json
 import math
 from fractions import Fraction
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_world import Tiny, command, world  # noqa: F401
+from small_world import Tiny, command, summary_of, world  # noqa: F401
 from torch import nn
 
 from backbones import sound as sound_layers
@@ -250,7 +249,7 @@ def test_a_decision_too_close_to_call_has_no_radius():
 
 def results(world, out="out"):  # noqa: F811
     tables = [pd.read_csv(world / out / name, float_precision="round_trip") for name in ("pairs.csv", "images.csv")]
-    return *tables, json.loads((world / out / "summary.json").read_text())
+    return *tables, summary_of(world / out)
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "tight"])
@@ -264,7 +263,7 @@ def test_sound_adds_radii_and_says_the_constants(world, capsys, backbone):  # no
     for table, plain, proven in ((pairs, "radius", "radius_sound"), (images, "radius_u", "radius_u_sound")):
         assert (table[proven] * lipschitz <= table[plain]).all() and np.allclose(table[proven] * lipschitz, table[plain], atol=1e-8)
     assert (pairs["radius_sound"] > 0).any()
-    assert summary["cra_u_sound"] == {"0.5": (images["radius_u_sound"] > 0.5).mean()} and summary["med_d_sound"] is not None
+    assert summary["cra_u_sound"] == {0.5: (images["radius_u_sound"] > 0.5).mean()} and summary["med_d_sound"] is not None
 
 
 def test_flip_averaging_has_the_same_constants(world):  # noqa: F811

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_world import command, faces, world  # noqa: F401
+from small_world import command, faces, summary_of, world  # noqa: F401
 
 import backbones
 import backbones.custom_layers as layers
 import eval.__main__ as command_line
 from backbones import FlipAveraged, load_network
 from eval import certification
+from eval.audit import driver
 from eval.audit import pairs as audit_pairs
 from utils.images import decode_image
 
@@ -21,7 +22,7 @@ QUICK = ("--steps", "10", "--restarts", "2")
 
 def read(folder):
     pairs, images = (pd.read_csv(folder / f"{name}.csv", float_precision="round_trip") for name in ("pairs", "images"))
-    return pairs, images, json.loads((folder / "summary.json").read_text())
+    return pairs, images, summary_of(folder)
 
 
 def lower(values):
@@ -38,8 +39,8 @@ def test_radii_of_both_images_are_in_the_records_and_the_summary(world, protocol
         column = pairs[f"radius_{threat}"]
         assert column.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-6, abs=1e-9) and (column > 0).sum() > 5
         for kind, rows in (("d", column[pairs.same]), ("i", column[~pairs.same])):
-            figures = summary["threats"][threat]
-            assert figures[f"cra_{kind}"] == {eps: (rows > float(eps)).mean() for eps in ("0.05", "0.2")}
+            figures = summary["certificates"][threat]
+            assert figures[f"cra_{kind}"] == {eps: (rows > eps).mean() for eps in (0.05, 0.2)}
             assert figures[f"med_{kind}"] == lower(rows)
     assert (pairs.radius_both <= pairs.radius_joint * (1 + 1e-9)).all() and (pairs.radius_joint[right] > 0).all()
 
@@ -75,7 +76,7 @@ def test_results_with_and_without_flips_never_mix(world, capsys):
     assert "Flip" in header and [("average" in row, "none" in row) for row in rows] == [(True, False), (False, True)]
     for what in ("certify", "audit"):
         assert command(world, what, "--flip", "average", "--protocol", "paper", out="paper") == 2
-        assert "--flip average --protocol paper" in capsys.readouterr().err and not (world / "paper").exists()
+        assert "flip average, protocol paper" in capsys.readouterr().err and not (world / "paper").exists()
 
 
 @pytest.mark.parametrize("threat", ["both", "joint"])
@@ -94,7 +95,7 @@ def test_sound_networks_pass_with_both_images_attacked(world, capsys, threat):
 @pytest.mark.parametrize("threat", ["both", "joint"])
 def test_the_attack_on_both_images_crosses_just_above_the_radius(world, monkeypatch, threat):
     """On an isometry 1.05 times the radius is enough, and not counted as a violation."""
-    monkeypatch.setattr(audit_pairs, "_SHARE", 1.05)
+    monkeypatch.setattr(audit_pairs, "SHARE", 1.05)
     assert command(world, "audit", "--threat", threat, *QUICK, backbone="tight", tau="0.655") == 0
     report = json.loads((world / "out" / f"audit_{threat}.json").read_text())
     assert report["smallest_margin"] < 0 and report["n_violations"] == 0 and report["rechecked"] > 3
@@ -114,7 +115,7 @@ def test_a_network_that_is_no_contraction_fails_with_both_images_attacked(world,
 
 
 def test_an_audit_of_nothing_says_so(world, monkeypatch):
-    monkeypatch.setattr(audit_pairs, "RESOLUTION", 1e9)
+    monkeypatch.setattr(driver, "RESOLUTION", 1e9)
     assert command(world, "audit", "--threat", "both") == 0
     report = json.loads((world / "out" / "audit_both.json").read_text())
     assert report["attacked"] == {"d": 0, "i": 0} and report["points"] == 0 and report["smallest_margin"] is None
@@ -133,14 +134,13 @@ def test_lp_budgets_in_grey_levels(world, capsys):
     assert command(world, "certify", "--p", "inf", "2", "1.5", "--eps-p", "0.25", "3") == 0
     printed = capsys.readouterr().out
     pairs, images, summary = read(world / "out")
-    assert set(summary["lp"]) == {"inf", "2", "1.5"}
-    for p, factor in (("inf", 1 / math.sqrt(768)), ("2", 1), ("1.5", 1)):
-        found = summary["lp"][p]
-        assert found["dimension"] == 768
+    for found, (p, factor) in zip(summary["lp"], (("inf", 1 / math.sqrt(768)), (2, 1), (1.5, 1)), strict=True):
+        assert found["dimension"] == 768 and found["p"] == p
+        found = {key: {item["eps"]: item["value"] for item in value} for key, value in found.items() if key.startswith("cra")}
         radii = {"u": images.radius_u, "d": pairs.radius[pairs.same], "i": pairs.radius[~pairs.same]}
         for kind, radius in radii.items():
-            assert found[f"cra_{kind}"] == {eps: (255 * radius * factor > float(eps)).mean() for eps in ("0.25", "3.0")}
-    assert 0 < summary["lp"]["inf"]["cra_i"]["0.25"] and "l_inf, budgets in grey levels: CRA_U 0.25: " in printed
+            assert found[f"cra_{kind}"] == {eps: (255 * radius * factor > eps).mean() for eps in (0.25, 3.0)}
+    assert 0 < summary["lp"][0]["cra_i"][0]["value"] and "l_inf, budgets in grey levels: CRA_U 0.25: " in printed
     for bad in (["--p", "0.5"], ["--p", "x"], ["--p", "nan"], ["--p", "2", "--eps-p", "0"]):
         with pytest.raises(SystemExit) as error:
             command(world, "certify", *bad, out="bad")
@@ -151,13 +151,13 @@ def test_tar_at_certified_far(world, capsys):
     assert command(world, "certify", "--far", "0.2", "--certified-far", "0.01", "0.1", "50", tau=None) == 0
     printed = capsys.readouterr().out
     pairs, _, summary = read(world / "out")
-    norm, theta = np.minimum(pairs.norm_left, pairs.norm_right).to_numpy(), np.arccos(pairs.cosine.clip(-1, 1)).to_numpy()
-    for eps in ("0.01", "0.1"):
+    norm, theta = np.minimum(pairs.norm_left, pairs.norm_right).to_numpy(), pairs.theta.to_numpy()
+    for eps in (0.01, 0.1):
         found = summary["certified_far"][eps]
         radius = certification.one_sided_radius(norm, theta, found["tau"]).numpy()
-        accepted, certain = pairs.cosine > found["tau"], radius > float(eps)
+        accepted, certain = pairs.cosine > found["tau"], radius > eps
         assert found["far"] == pytest.approx(1 - (~accepted & certain)[~pairs.same].mean()) and found["far"] <= found["target"] == 0.2
         assert found["tar"] == pytest.approx((accepted & certain)[pairs.same].mean())
         assert f"under attack at {eps}: tau {found['tau']:.3f}" in printed
-    assert summary["certified_far"]["0.01"]["tau"] <= summary["certified_far"]["0.1"]["tau"]
-    assert summary["certified_far"]["50.0"]["tau"] is None and "at every threshold" in summary["certified_far"]["50.0"]["reason"]
+    assert summary["certified_far"][0.01]["tau"] <= summary["certified_far"][0.1]["tau"]
+    assert summary["certified_far"][50.0]["tau"] is None and "at every threshold" in summary["certified_far"][50.0]["reason"]
