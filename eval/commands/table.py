@@ -1,5 +1,6 @@
 """`python -m eval table`: tables of results folders."""
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from utils import InputError
 def declare(commands: Any) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("table", help="tables of results folders",
-                                 description="Tables 1 and 2 of the paper and its ablation, of any number of results.")
+                                 description="Tables 1 and 2 of the paper, its ablation, and how well clean images are verified, of "
+                                             "any number of results.")
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
-    parser.add_argument("--which", choices=("1", "2", "ablation"), default="1",
-                        help="1: certified; 2: empirical; ablation: both, by xi (default 1)")
+    parser.add_argument("--which", choices=("1", "2", "ablation", "verification"), default="1",
+                        help="1: certified; 2: empirical; ablation: both, by xi; verification: accuracies without attacks (default 1)")
     parser.add_argument("--with-paper", action="store_true", help="the published rows beside them")
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="(default text)")
     parser.add_argument("--names", nargs="+", metavar="NAME",
@@ -34,18 +36,16 @@ def run(args: argparse.Namespace) -> None:
                              f"{len(args.results)} RESULTS")
     from eval.show import published, tables
     from utils.files import atomic_write
-    rows = _rows(args)
-    if args.which == "1":
-        frame = tables.table1([*rows, *(published.table1() if args.with_paper else ())])
-    elif args.which == "2":
-        frame = tables.table2([*rows, *(published.table2() if args.with_paper else ())], args.attacks)
-    else:
-        frame = tables.ablation([*rows, *(published.ablation() if args.with_paper else ())], args.attacks)
+    makers = {"1": (tables.table1, published.table1), "2": (partial(tables.table2, attacks=args.attacks), published.table2),
+              "ablation": (partial(tables.ablation, attacks=args.attacks), published.ablation),
+              "verification": (tables.verification, published.table2)}
+    make, theirs = makers[args.which]
+    table = make([*_rows(args), *(theirs() if args.with_paper else ())])
     if args.out is None:
-        print(tables.render(frame, args.format))
+        print(tables.render(table, args.format))
         return
     with atomic_write(args.out) as file:
-        file.write(tables.render(frame, args.format) + "\n")
+        file.write(tables.render(table, args.format) + "\n")
     print(args.out)
 
 

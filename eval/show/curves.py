@@ -1,6 +1,6 @@
 """Figures of training: curves from a training log, and those of the toy experiments, as PNG files; none needs a display."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ _TOY_STYLES = {run: {"color": COLOURS[number], "linestyle": LINES[number % 4], "
                for number, run in enumerate(toy.FIGURE_2)}
 
 
-def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", target: Optional[str] = None,
-                      norm_line: Optional[float] = None) -> None:
+def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", target: str | None = None,
+                      norm_line: float | None = None) -> None:
     """Training loss, verification accuracy and mean feature norm against the step (Fig. 4), from `read_training_log`.
 
     target: the verification set that is shown (None: all); norm_line: height of a dashed line among the norms. Raises InputError where the
@@ -102,16 +102,21 @@ def plot_toy_training(results: pd.DataFrame, out_png: PathLike, title: str = "")
 
 
 def plot_projections(projections: pd.DataFrame, out_png: PathLike, title: str = "", classes: Sequence[str] = ()) -> None:
-    """Fig. 1b: two principal components of test images and of their features, a colour and a mark a class. classes: their names."""
+    """Fig. 1b: two principal components of test images and of their features, a colour and a mark a class. classes: their names.
+
+    The more images there are, the smaller are the marks.
+    """
+    size = 3 * min(1, (2000 / len(projections)) ** 0.5)
     figure = Figure(figsize=(9.8, 4.6), layout="constrained")
     for axes, (name, heading) in zip(figure.subplots(1, 2), {"image": "images", "feature": "features"}.items()):
         for number, (label, rows) in enumerate(projections.groupby("label")):
-            axes.plot(rows[f"{name}_1"], rows[f"{name}_2"], MARKERS[number % 6], color=CLASS_COLOURS[number % 10], markersize=3, alpha=0.6,
-                      label=classes[label] if classes else f"{label}")
+            axes.plot(rows[f"{name}_1"], rows[f"{name}_2"], MARKERS[number % 6], color=CLASS_COLOURS[number % 10], markersize=size,
+                      markeredgewidth=0.3 * size, alpha=0.6, label=classes[label] if classes else f"{label}")
         axes.set(title=heading, xlabel="first principal component", ylabel="second principal component")
         axes.set_aspect("equal", "datalim")
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=10, fontsize="small", markerscale=2, title="class")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=10, fontsize="small", markerscale=6 / size,
+                  title="class")
     figure.suptitle(title)
     save_figure(figure, out_png, colours=256)
 

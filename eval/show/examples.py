@@ -1,5 +1,6 @@
 """Adversarial examples to look at."""
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ class Examples(NamedTuple):
 
 
 def adversarial_examples(network: Callable[[Tensor], Tensor], pair_set: PairSet, found: Records, per_kind: int = 1,
-                         name: str = "ddn", seed: int = 0, device: "torch.device | str" = "cpu",
-                         **settings: Any) -> Examples:
+                         name: str = "ddn", seed: int = 0, device: torch.device | str = "cpu", **settings: Any) -> Examples:
     """Attack the left images of the first pairs of each kind that are decided rightly, by a minimum-norm attack.
 
     found: records of the same network and pairs; settings go to the attack. A failed attack shows the source, and its
@@ -41,7 +41,7 @@ def adversarial_examples(network: Callable[[Tensor], Tensor], pair_set: PairSet,
             result = attack(network, sources, embeddings, objective, found.summary["tau"], seed=seed)
             norms = [rf"$\ell_2$ norm {norm:.2f}" if done else "no success"
                      for norm, done in zip(result.norm, result.success)]
-            radii = [f"\ncertified {radius:.2f}" if "radius" in found.pairs else "" for radius in samples["radius"]]
+            radii = [f"\ncertified {radius:.2f}" if found.certified else "" for radius in samples["radius"]]
             captions = [f"{objective}\n{norm}{radius}" for norm, radius in zip(norms, radii)]
             parts.append((sources, targets, result.adversarial, captions))
     if not parts:

@@ -4,9 +4,10 @@
 apart; lines differ in style and points in shape besides.
 """
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence, Union
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,29 +17,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from eval import certification, verification
-from eval.records import Records
-from eval.records import is_right, table_of
+from eval import certification, outcomes, verification
+from eval.records import AUDITED, Records, table_of
+from eval.show.tables import attack_label
 from eval.store.subject import OBJECTIVES
-from eval.show.tables import ATTACK_NAMES
 from utils import InputError
 from utils.files import atomic_write
 
-PathLike = Union[str, os.PathLike]
+PathLike = str | os.PathLike[str]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "D", "v", "P", "X")
+GREYS = ("#000000", "#777777", "#AAAAAA")
 UNIT = r"$\ell_2$, pixels in [-0.5, 0.5]"
 KINDS = {kind: f"{objective} ({kind.upper()})" for kind, objective in OBJECTIVES.items()}
 RADIUS = {"u": "radius_u", "d": "radius", "i": "radius"}
-NORMS = ("norm_cw", "norm_ddn", "norm_audit")  # columns of smallest successful perturbations
 DPI = 110
 
 
 def write_plots(found: Records, folder: PathLike, prefix: str = "") -> list[Path]:
     """All figures that the records have the columns for, in `folder` as {prefix}{name}.png. Returns their paths."""
-    certified, of = "radius" in found.pairs, title_of(found.summary)
-    attacked = bool(_attack_columns(found.pairs))
-    compared = certified and any(column in found.pairs for column in NORMS)
+    certified, of = found.certified, title_of(found.summary)
+    attacked = bool(outcomes.attack_names(found))
+    compared = certified and any(len(norms) for kind in KINDS for norms in _smallest(found, kind))
     bounded = certified and "upper_bound" in found.pairs and bool((table_of(found, "i")["radius"] > 0).any())
     makers: dict[str, tuple[bool, Callable[..., None], str]] = {
         "certified_accuracy": (certified, partial(plot_certified_accuracy, {"": found}), "Certified accuracy"),
@@ -61,7 +61,7 @@ def write_comparison(results: Mapping[str, Records], folder: PathLike) -> list[P
     """Several named results in one figure each: certified_accuracy.png and feature_norms.png. Returns their paths."""
     paths = [Path(folder) / "feature_norms.png"]
     plot_feature_norms(results, paths[0], "Feature norms")
-    certified = {name: found for name, found in results.items() if "radius" in found.pairs}
+    certified = {name: found for name, found in results.items() if found.certified}
     if certified:
         paths.append(Path(folder) / "certified_accuracy.png")
         plot_certified_accuracy(certified, paths[-1], "Certified accuracy")
@@ -92,34 +92,32 @@ def plot_certified_accuracy(results: Mapping[str, Records], out_png: PathLike, t
 
 
 def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> None:
-    """Certified and, above it, empirical robust accuracy against the budget, over the rows that were attacked: a line
-    for each minimum-norm attack, points for attacks with a budget.
+    """Empirical robust accuracy against the budget, a line for each minimum-norm attack and points for each with budgets, and below them
+    the certified accuracy of the same rows. Attacks with limits of their own are about rows of their own: a certified line for each limit.
     """
-    figure, panels = _panels(title, "budget", "robust accuracy [%]")
+    limits, figure, panels = _limits(found), *_panels(title, "budget", "robust accuracy [%]")
     for kind, axes in panels.items():
         table = table_of(found, kind)
-        columns = _attack_columns(table)
-        table = table[table[columns].notna().any(axis=1)]
-        axes.set_title(f"{KINDS[kind]}, {len(table)} rows")
-        if len(table) and RADIUS[kind] in table:
-            axes.plot(*_share_above(table[RADIUS[kind]].to_numpy()), color="black", label="certified",
-                      drawstyle="steps-post")
-        for number, (attack, name) in enumerate(ATTACK_NAMES.items()):
-            style = {"color": COLOURS[number], "label": name}
-            norm = table.get(f"norm_{attack}", pd.Series(dtype=float)).dropna()
-            if len(norm):
-                axes.plot(*_share_above(norm.where(is_right(table)[norm.index], 0.).to_numpy()), LINES[1 + number % 3],
-                          drawstyle="steps-post", **style)
-            robust = {column: table[column].dropna().astype(bool) for column in columns
-                      if column.startswith(f"robust_{attack}_") and table[column].notna().any()}
-            points = sorted((float(column.rsplit("_", 1)[1]), 100 * rows.mean()) for column, rows in robust.items())
-            if points:
-                axes.plot(*zip(*points), MARKERS[number], **style)
+        counts = sorted({min(limit, len(table)) for limit in limits.values()}, reverse=True)
+        axes.set_title(f"{KINDS[kind]}, {' and '.join(map(str, counts))} rows")
+        if table.empty:
+            continue
+        for number, limit in enumerate(sorted(set(limits.values()), reverse=True) if found.certified else ()):
+            axes.plot(*_share_above(table[RADIUS[kind]][:limit].to_numpy()), color=GREYS[number % 3], drawstyle="steps-post",
+                      label="certified" + _said(limit, limits))
+        for number, (attack, limit) in enumerate(limits.items()):
+            style = {"color": COLOURS[number % 7], "label": attack_label(attack) + _said(limit, limits)}
+            if found.summary["attacks"][attack]["minimum_norm"]:
+                norms = outcomes.norms(found, attack, kind).to_numpy()
+                axes.plot(*_share_above(norms), LINES[1 + number % 3], drawstyle="steps-post", **style)
+            elif budgets := sorted(outcomes.budgets(found, attack, kind)):
+                shares = [100 * outcomes.robust(found, attack, kind, eps).mean() for eps in budgets]
+                axes.plot(budgets, shares, MARKERS[number % 6], **style)
     finish(figure, panels.values(), True)
     save_figure(figure, out_png)
 
 
-def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = None, title: str = "") -> None:
+def plot_roc(found: Records, out_png: PathLike, eps: Sequence[float] | None = None, title: str = "") -> None:
     """ROC curve and, where the network is certified, the band between it and the ROC curve that is certified when one
     image of every pair may be perturbed by eps (default: the first dodging budget). Dots are what tau gives.
     """
@@ -134,8 +132,8 @@ def plot_roc(found: Records, out_png: PathLike, eps: "Sequence[float] | None" = 
     reached, false = verification.tar_far(cosine, same, tau)
     axes.plot(max(false, floor), 100 * reached, "o", color="black", clip_on=False)
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
-    budgets = [float(next(iter(summary["cra_d"])))] if eps is None else eps
-    for number, budget in enumerate(budgets if "radius" in pairs else ()):
+    budgets = [next(iter(summary["cra_d"]))] if eps is None else eps
+    for number, budget in enumerate(budgets if found.certified else ()):
         thresholds, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
         certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
         axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
@@ -239,7 +237,7 @@ def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Te
     save_figure(figure, out_png, colours=256)
 
 
-def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) -> None:
+def save_figure(figure: Figure, path: PathLike, colours: int | None = None) -> None:
     """Write a figure as PNG, whole or not at all; with `colours` by a palette, as noise would make a large file.
 
     Raises InputError where a title is a formula that is none, or a value too large to be drawn.
@@ -255,17 +253,29 @@ def save_figure(figure: Figure, path: PathLike, colours: "int | None" = None) ->
         (image.quantize(colours) if colours else image).save(file, format="png")
 
 
-def _attack_columns(table: pd.DataFrame) -> list[str]:
-    prefixes = tuple(f"{what}_{attack}" for what in ("robust", "norm") for attack in ATTACK_NAMES)
-    return [column for column in table if column.startswith(prefixes)]
+def _limits(found: Records) -> dict[str, int]:
+    """How many rows of a kind each attack was about at most."""
+    most = max(len(table_of(found, kind)) for kind in KINDS)
+    limits = {attack: found.summary["attacks"][attack]["limit"] for attack in outcomes.attack_names(found)}
+    return {attack: most if limit is None else min(limit, most) for attack, limit in limits.items()}
+
+
+def _said(limit: int, limits: Mapping[str, int]) -> str:
+    """Which rows a line is about, for a legend; nothing where it is the same for all lines."""
+    return f", first {limit} rows" if len(set(limits.values())) > 1 else ""
+
+
+def _smallest(found: Records, kind: str) -> list[pd.Series]:
+    """The smallest successful perturbations of the rows of a kind, by each minimum-norm attack and the audit."""
+    attacks = [name for name in outcomes.attack_names(found) if found.summary["attacks"][name]["minimum_norm"]]
+    return [outcomes.norms(found, name, kind) for name in (*attacks, AUDITED)]
 
 
 def _radius_and_norm(found: Records, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Certified radius and smallest successful perturbation of the certified decisions that were attacked."""
-    table = table_of(found, kind)
-    norm = table[[column for column in NORMS if column in table]].min(axis=1)
-    table, norm = table[norm.notna() & (table[RADIUS[kind]] > 0)], norm[norm.notna() & (table[RADIUS[kind]] > 0)]
-    return table[RADIUS[kind]].to_numpy(), norm.to_numpy()
+    norm = pd.concat([norms for norms in _smallest(found, kind) if len(norms)] or [pd.Series(dtype=float)], axis=1).min(axis=1)
+    radius = table_of(found, kind)[RADIUS[kind]].reindex(norm.index)
+    return radius[radius > 0].to_numpy(), norm[radius > 0].to_numpy()
 
 
 def _failures(norms: np.ndarray) -> str:

@@ -1,10 +1,10 @@
 """The toy experiments of Section 3.2: what is measured on the test images, the files of a run, its results beside the published ones."""
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Union
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,10 @@ from utils import InputError
 from utils.files import atomic_write
 
 FIGURE_2 = published.TOY_RUNS
-PathLike = Union[str, os.PathLike]
+PathLike = str | os.PathLike[str]
 NETWORKS = {"sll": "sllnet_", "net": "net_"}  # the first half of the names of the backbones
 KEYS = ("dataset", "network", "xi", "seed", "protocol", "num_image", "batch_size")  # what tells runs apart
 MEASURED = ("epoch", "step", "loss", "reg_loss", "train_norm", "accuracy", "norm", "seconds")
-PROJECTED = 2000  # images of a test set that are kept for Fig. 1b
 
 
 def run_name(dataset: str, network: str, xi: float, seed: int, protocol: str = "strict") -> str:
@@ -55,13 +54,13 @@ def write_results(folder: Path, settings: Mapping[str, Any], rows: Iterable[Mapp
 
 
 def write_projections(folder: Path, images: Tensor, embeddings: Tensor, labels: Tensor) -> None:
-    """`folder`/projections.csv: two principal components of the images and of their embeddings, each fitted to all of them, for up to
-    PROJECTED evenly spaced ones. images: uint8 [N, C, H, W].
+    """`folder`/projections.csv: two principal components of each image and of its embedding, fitted to all of them.
+
+    images: uint8 [N, C, H, W]; embeddings: [N, D]; labels: [N].
     """
-    kept = np.linspace(0, len(images) - 1, min(len(images), PROJECTED)).round().astype(int)
-    columns = {"label": labels.numpy()[kept]}
+    columns = {"label": labels.numpy()}
     for name, values in (("image", images.flatten(1).float() / 255), ("feature", embeddings)):
-        points = PCA(2, random_state=0).fit_transform(values.numpy())[kept]
+        points = PCA(2, random_state=0).fit_transform(values.numpy())
         columns |= {f"{name}_1": points[:, 0], f"{name}_2": points[:, 1]}
     with atomic_write(folder / "projections.csv") as file:
         pd.DataFrame(columns).to_csv(file, index=False, float_format="%.4g")
@@ -88,7 +87,7 @@ def read_projections(path: PathLike) -> pd.DataFrame:
     return table
 
 
-def _read(path: PathLike, columns: "tuple[str, ...]") -> pd.DataFrame:
+def _read(path: PathLike, columns: tuple[str, ...]) -> pd.DataFrame:
     """A table of a toy run: dataset, network and protocol are words, everything else is numbers, unless it was not measured."""
     table = schema.read_csv(Path(path))
     if missing := set(columns) - set(table.columns):
@@ -141,7 +140,7 @@ def beside_published(results: pd.DataFrame) -> pd.DataFrame:
 
 def formatted(table: pd.DataFrame) -> pd.DataFrame:
     """What `beside_published` returns, as text: accuracies with two decimals, norms with four digits, "-" where there is none."""
-    def text(column: str) -> "Callable[[float], str]":
+    def text(column: str) -> Callable[[float], str]:
         form = ".2f" if "accuracy" in column else ".4g" if "norm" in column else ".0f"
         return lambda value: value if isinstance(value, str) else "-" if pd.isna(value) else format(value, form)
     return pd.DataFrame({column: table[column].map(text(column)) for column in table})
