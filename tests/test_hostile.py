@@ -26,6 +26,7 @@ from backbones.custom_layers import SLLConv2d, SLLLinear
 from datasets import get_dataset
 from eval import verification
 from eval.show import tables
+from eval.store import provenance, results
 from small_world import SIZE, Tight, Tiny, command, world  # noqa: F401
 from utils import InputError, build_dataset, one_line
 from utils import checkpoint
