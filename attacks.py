@@ -67,7 +67,7 @@ def preset(name: str, eps: Budget | None = None, protocol: str = "strict", **set
     protocol "paper": as the published code ran it (attacks that it has not are the same in both). settings go to the class. Raises
     InputError for an unknown name or protocol, for a fixed-budget attack without eps, and for a minimum-norm attack with one.
     """
-    name, steps = re.fullmatch(r"(.*?)(?:-(\d+))?", name, re.DOTALL).groups()
+    name, steps = re.findall(r"\A(.*?)(?:-(\d+))?\Z", name, re.DOTALL)[0]
     kind = ATTACKS.find(name).form(protocol)
     if kind.minimum_norm != (eps is None):
         expected = "none: it looks for the smallest" if kind.minimum_norm else "a budget"

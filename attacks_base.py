@@ -14,7 +14,7 @@ import contextlib
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterator, NamedTuple, Sequence, TypeAlias
+from typing import Any, Callable, ClassVar, Iterator, NamedTuple, Sequence, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -169,6 +169,7 @@ class Search:
     def radii(self, look: _Look) -> Tensor:
         """The certified radius [n] of each point."""
         cos = self.tau - look.margins if self.objective == "impersonation" else self.tau + look.margins
+        assert self.radius is not None
         return self.radius(norms(look.embeddings), cos.clamp(-1, 1).arccos())
 
     def _gradients(self, margins: Tensor, points: Tensor, index: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ class Attack:
             return Bound(cls, *arguments, **settings)
         return super().__new__(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "restarts", "binary_search_steps"):
             if getattr(self, name, 1) < 1:
                 raise InputError(f"{type(self).__name__}: {name} is {getattr(self, name)}, expected at least 1")
@@ -270,7 +271,7 @@ class Attack:
         for step in range(self.steps):
             look = search.evaluate(state["points"], state["index"], True, record=not self.published)
             active = ~self._done(search, look, state, step)
-            margins, gradients = look.margins, look.gradients
+            margins, gradients = look.margins, cast(Tensor, look.gradients)
             if not active.all():
                 state = {name: rows[active] for name, rows in state.items()}
                 margins, gradients = margins[active], gradients[active]

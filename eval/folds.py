@@ -4,7 +4,7 @@ Two embeddings, a row each of embeddings1 and embeddings2 [N, D], are taken as o
 rows are unit vectors, so it is 2 - 2 cos. Where one has no direction (`utils.directions`) the distance is infinite: rejected at every
 threshold. docs/published_names.md says where results differ from what these names returned elsewhere.
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class LFold:
             raise InputError(f"n_splits is {n_splits} and shuffle {shuffle}, expected 1 or more folds, not shuffled")
         self.n_splits = n_splits
 
-    def split(self, indices: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(self, indices: Sized) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(train, test), numbers of elements, for each fold. Raises InputError for fewer elements than folds."""
         numbers = np.arange(len(indices))
         if len(numbers) < self.n_splits:

@@ -12,7 +12,7 @@ has the radii and their proofs.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -208,7 +208,7 @@ def summarise(probes: pd.DataFrame, search: Search, fpir: float, target: "float 
         summary |= {"tpir": float((right & probes["accepted"])[known.index].mean()), "cra_tpir": certified_accuracies(known["radius"], eps)}
     if tau is not None and len(others):
         summary |= {"fpir": float(others["accepted"].mean()),
-                    "worst_fpir": {budget: 1 - share for budget, share in certified_accuracies(others["radius"], eps).items()},
+                    "worst_fpir": {budget: 1 - cast(float, share) for budget, share in certified_accuracies(others["radius"], eps).items()},
                     "certified_fpir": {budget: _tpir(search.operating_points(probes["enrolled"], right, budget), fpir)
                                        for budget in eps}}
     return summary

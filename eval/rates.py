@@ -46,7 +46,8 @@ def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol
 def tar_far(cosines: np.ndarray, same: np.ndarray, tau: float) -> tuple[float | None, float | None]:
     """(TAR, FAR): shares of the true and of the false pairs with cosine > tau; None where there are no such pairs."""
     accepted, same = np.asarray(cosines) > tau, np.asarray(same, dtype=bool)
-    return tuple(float(accepted[kind].mean()) if kind.any() else None for kind in (same, ~same))
+    tar, far = (float(accepted[kind].mean()) if kind.any() else None for kind in (same, ~same))
+    return tar, far
 
 
 def best_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:

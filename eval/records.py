@@ -1,7 +1,7 @@
 """Records of an evaluation: one row a pair, one row an image, and the summary that is computed from these rows alone."""
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,11 @@ class Records:
     attacks: pd.DataFrame = dataclasses.field(default_factory=lambda: pd.DataFrame(columns=list(ATTACK_TYPES)).astype(ATTACK_TYPES))
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """The summary itself, for keys that are put together (f"era_{kind}")."""
+        return cast(dict[str, Any], self.summary)
+
+    @property
     def certified(self) -> bool:
         """Whether there are radii: the network is 1-Lipschitz."""
         return "radius" in self.pairs
@@ -57,7 +62,7 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     network = proven_or_divided(network, pair_set.image_size, lipschitz)
     embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe, **embedding)
     found = evaluate(pair_set, embeddings, evaluation)
-    found.summary.update(lipschitz=1.0 if lipschitz is None else float(lipschitz), lipschitz_assumed=lipschitz is not None)
+    found.summary.update({"lipschitz": 1.0 if lipschitz is None else float(lipschitz), "lipschitz_assumed": lipschitz is not None})
     return found
 
 
@@ -69,7 +74,7 @@ def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[
     if lipschitz is not None:
         if not 0 < lipschitz < np.inf:
             raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
-        return DividedOutput(network, float(lipschitz)).eval()
+        return DividedOutput(cast(nn.Module, network), float(lipschitz)).eval()
     if not isinstance(network, nn.Module):
         name = getattr(network, "__name__", type(network).__name__)
         raise InputError(f"{name}: a function has no layers that prove a Lipschitz constant: give your own bound, lipschitz=")
@@ -95,8 +100,8 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEF
     pairs["accepted"] = pairs["cosine"] > tau
     further = [certificate(name) for name in evaluation.certificates]
     if certified:
-        case = Case(*(pairs[name].to_numpy() for name in ("norm_left", "norm_right", "theta")), tau, protocol,
-                    int(np.prod(pair_set.image_size)))
+        left, right_norm, theta = (pairs[name].to_numpy() for name in ("norm_left", "norm_right", "theta"))
+        case = Case(left, right_norm, theta, tau, protocol, int(np.prod(pair_set.image_size)))
         right = pairs["accepted"] == pairs["same"]
         pairs["radius"] = np.where(right, ONE.radius(case).numpy(), 0.)
         distance = np.tile(image_distances(pair_set), 1 + pairs["flipped"].any())  # mirrored images are as far apart
@@ -107,7 +112,8 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEF
             pairs[one.column] = np.where(right, one.radius(case).numpy(), 0.)
         images["radius_u"] = OneImage.untargeted(images["norm"].to_numpy(), tau, protocol).numpy()
     summary = summarise(pairs, images, dataclasses.replace(evaluation, tau=tau), further)
-    summary.update(format=FORMAT, far_target=evaluation.far_target, flip=evaluation.flip, image_size=list(pair_set.image_size))
+    summary.update({"format": FORMAT, "far_target": evaluation.far_target, "flip": evaluation.flip,
+                    "image_size": list(pair_set.image_size)})
     if evaluation.far_target is None:
         summary["reasons"]["far_target"] = "tau was given"
     return Records(pairs, images, summary)
@@ -128,11 +134,11 @@ def measure(pair_set: PairSet, embeddings: Tensor) -> tuple[pd.DataFrame, pd.Dat
     """
     left, right, pairs, images = pair_set.left, pair_set.right, [], []
     for flipped, rows in enumerate(embeddings):
-        norm = verification.norms(rows)
-        rows = torch.where(norm[:, None] > 0, rows.double(), 0.)
+        lengths = verification.norms(rows)
+        rows = torch.where(lengths[:, None] > 0, rows.double(), 0.)
         parts = [slice(start, start + _CHUNK) for start in range(0, len(left), _CHUNK)]
         theta = torch.cat([certification.angle(rows[left[part]], rows[right[part]]) for part in parts])
-        norm = norm.numpy()
+        norm = lengths.numpy()
         pairs.append(pd.DataFrame({
             "pair": np.arange(len(left)), "flipped": bool(flipped), "same": pair_set.same, "left": left, "right": right,
             "cosine": verification.pair_cosines(rows, left, right), "theta": theta.numpy(), "norm_left": norm[left],
@@ -159,7 +165,7 @@ def summarise(pairs: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation,
     A figure that cannot be computed is None and `reasons` says why. Accuracy (10-fold) is over the pairs as they are,
     everything else over all rows. Medians are the lower of two middle values.
     """
-    tau = evaluation.tau
+    tau = cast(float, evaluation.tau)
     original, true, false = pairs[~pairs["flipped"]], pairs[pairs["same"]], pairs[~pairs["same"]]
     cosines, same = pairs["cosine"].to_numpy(), pairs["same"].to_numpy()
     tar, far = verification.tar_far(cosines, same, tau)
@@ -175,7 +181,7 @@ def summarise(pairs: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation,
     if "radius" not in pairs:
         reasons |= dict.fromkeys(CERTIFIED, "the network is not 1-Lipschitz: it has no certified radii")
     radius_u = images.get("radius_u", _NONE)
-    return Summary(
+    figures: dict[str, Any] = dict(
         protocol=evaluation.protocol, tau=tau, tar=tar, far=far, accuracy=accuracy, accuracy_std=deviation,
         accuracy_at_tau=float(((cosines > tau) == same).mean()), best_accuracy=best, best_threshold=threshold,
         auc=None if one_kind else verification.auc(cosines, same), eer=None if one_kind else verification.eer(cosines, same),
@@ -185,6 +191,7 @@ def summarise(pairs: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation,
                       for one in further if one.column in pairs},
         n_pairs=len(pairs), n_images=len(images), n_invalid_embeddings=int((images["norm"] == 0).sum()),
         reasons={key: reason for key, reason in reasons.items() if reason})
+    return cast(Summary, figures)
 
 
 def certified_accuracies(radius: Any, budgets: Iterable[float]) -> ByBudget:

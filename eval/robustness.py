@@ -52,7 +52,7 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
         entry["skipped"][kind] = dict(sorted({**skipped, **entry["skipped"].get(kind, {})}.items(), key=lambda item: item[0] or 0))
     entry |= {"eps_u": _united(entry["eps_u"], eps_u), "eps": _united(entry["eps"], eps)}
     entry |= {way: count + entry.get(way, 0) for way, count in journal.passes.items()}
-    found.summary.update(summarise(found))
+    found.figures.update(summarise(found))
     if rank() == 0:
         results.write_records(subject.folder, found)
         journal.remove()
@@ -105,7 +105,7 @@ def attack_kind(subject: Subject, name: str, build: Callable[[float | None], att
     rows = samples["row"].drop_duplicates()
     if entry["minimum_norm"]:
         return {} if kind in entry["skipped"] else _minimum_norms(subject, name, build(None), kind, samples, journal)
-    skipped = {}
+    skipped: dict[float | None, float | None] = {}
     for budget in eps:
         if budget in outcomes.budgets(found, name, kind):
             continue
@@ -208,7 +208,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
     fresh = dataclasses.replace(fresh, attacks=found.attacks)
     if attacked:
         fresh.summary["attacks"] = attacked
-        fresh.summary.update(summarise(fresh))
+        fresh.figures.update(summarise(fresh))
     return fresh
 
 
@@ -258,7 +258,7 @@ def _percent(share: float | None) -> str:
 
 def describe(found: Records, name: str) -> str:
     """The figures of an attack in a few lines."""
-    summary, lines = found.summary, []
+    summary, lines = found.figures, []
     entry = summary["attacks"][name]
     for kind, objective in OBJECTIVES.items():
         era = summary[f"era_{kind}"][name]

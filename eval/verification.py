@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ class PairSet:
     @property
     def image_size(self) -> tuple[int, int, int]:
         """(C, H, W) of the first image, which all are to have."""
-        return tuple(self.decode(0).shape)
+        channels, height, width = self.decode(0).shape
+        return channels, height, width
 
     def decode(self, number: int) -> Tensor:
         """The unique image of a number, uint8 [C, H, W]."""
@@ -158,12 +159,20 @@ def _resized(image: bytes, size: tuple[int, ...], name: str) -> bytes:
     return encode_image(pixels.round().clamp(0, 255).to(torch.uint8), "png")
 
 
+class Images(Protocol):
+    """What has images, encoded or not, by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
 class _Decoded(Dataset):
     """Uint8 images of encoded ones, or the message of what is wrong: an exception would cross processes as a page of
     traceback.
     """
 
-    def __init__(self, images: Sequence[Any], order: Sequence[int], describe: Callable[[int], str],
+    def __init__(self, images: Images, order: Sequence[int], describe: Callable[[int], str],
                  decode: Callable[[Any, str], Tensor]):
         self.images, self.order, self.describe, self.decode = images, order, describe, decode
         self.shape = decode(images[0], describe(0)).shape
@@ -193,7 +202,7 @@ def require_size(network: nn.Module, pair_set: PairSet) -> None:
 
 
 def _stack(batch: list[Tensor | str]) -> Tensor | str:
-    return next((item for item in batch if isinstance(item, str)), None) or torch.stack(batch)
+    return next((item for item in batch if isinstance(item, str)), None) or torch.stack(cast(list[Tensor], batch))
 
 
 def _embed(network: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
@@ -220,7 +229,7 @@ def _evaluating(network: Callable) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a network caches during its first pass must stay usable for attacks
-def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], flips: Sequence[bool] = (False,),
+def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Sequence[bool] = (False,),
                  batch_size: int = 64, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
                  describe: Callable[[int], str] = "image {}".format, progress: str = "", num_workers: int = 0,
                  distributed: bool = False, decode: Callable[[Any, str], Tensor] = decode_image) -> Tensor:
@@ -242,7 +251,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], fli
     order = [min(number, len(images) - 1) for number in range(share, -(-len(images) // ranks) * ranks, ranks)]
     loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
                         pin_memory=device.type == "cuda")
-    embeddings, done = None, 0
+    embeddings, done = torch.empty(0), 0
     with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
             tqdm(total=len(order), desc=progress, unit="image", disable=None if progress else True) as bar:
         for batch in loader:
@@ -251,7 +260,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], fli
             batch = to_float(batch, device, dtype)
             views = (batch.flip(-1) if flip else batch for flip in flips)
             found = torch.stack([_embed(network, view, describe(0)) for view in views], dim=1)
-            if embeddings is None:
+            if not done:
                 # one tensor: small results kept in between would break up the memory that large batches give back
                 embeddings = found.new_empty(len(order), *found.shape[1:], device=device if ranks > 1 else "cpu")
             embeddings[done:done + len(batch)] = found  # [images, flips, D]: images first, as gathering needs them
@@ -297,7 +306,7 @@ def test(data_set: tuple[Sequence[Tensor], Sequence[bool]], backbone: Callable[[
     data_list, same = data_set
     views = [embed_images(backbone, images, batch_size=batch_size, decode=_as_bytes)[0] for images in data_list]
     first = np.arange(0, 2 * len(same), 2)
-    plain, summed = (ten_fold_accuracy(pair_cosines(rows, first, first + 1), same, nfolds) for rows in (views[0], sum(views)))
+    plain, summed = (ten_fold_accuracy(pair_cosines(rows, first, first + 1), np.asarray(same), nfolds) for rows in (views[0], torch.stack(views).sum(0)))
     xnorm = norms(torch.cat(views)).mean().item()
     return *plain, *(plain if is_paper(protocol) else summed), xnorm, [rows.numpy() for rows in views]
 

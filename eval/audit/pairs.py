@@ -60,13 +60,13 @@ class PairSearch:
             # what looks like a violation, within the rounding of float32, and the nearest to one
             chosen = ((lowest <= 1e-6) | (lowest == lowest.min())).nonzero().flatten()
             exact = _recheck(self.double, images[chosen], worst[chosen], kind, tau, self.certificate)
-        points = settings.restarts * (settings.steps + 1)
-        rows = pd.DataFrame({"points": points, "margin": lowest.tolist(), "rechecked": False, "broken": False,
+        seen = settings.restarts * (settings.steps + 1)
+        rows = pd.DataFrame({"points": seen, "margin": lowest.tolist(), "rechecked": False, "broken": False,
                              "moved_left": math.nan, "moved_right": math.nan}, index=samples.index)
         place = samples.index[chosen.tolist()]
         rows.loc[place, list(exact)] = exact.set_index(place)
         rows["rechecked"] = rows.index.isin(place)
-        return Outcome(rows, 2 * len(samples) * points, 2 * len(samples) * points)
+        return Outcome(rows, 2 * len(samples) * seen, 2 * len(samples) * seen)
 
     def report(self, audited: pd.DataFrame) -> dict[str, Any]:
         """The smallest margin met, and violations."""
@@ -108,8 +108,9 @@ def _recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor
         clean, found = (network(batch.double().flatten(0, 1)).unflatten(0, (-1, 2)) for batch in (images, points))
     moved = attacks.l2((points.double() - images.double()).flatten(0, 1)).view(-1, 2)
     used = moved.amax(1) if certificate.geometry == "both" else moved.norm(dim=1)
-    radius = certificate.radius(Case(*clean.norm(dim=-1).unbind(1), certification.angle(*clean.unbind(1)), tau,
-                                     dimension=images[0, 0].numel()))
-    before, after = (attacks.succeeds(attacks.margin(*pair.unbind(1), tau, objective), objective) for pair in (clean, found))
+    left, right = clean.unbind(1)
+    case = Case(left.norm(dim=-1), right.norm(dim=-1), certification.angle(left, right), tau, dimension=images[0, 0].numel())
+    radius = certificate.radius(case)
+    before, after = (attacks.succeeds(attacks.margin(pair[:, 0], pair[:, 1], tau, objective), objective) for pair in (clean, found))
     broken = ~before & after & (used < radius * (1 - EXACT) - EXACT)
     return pd.DataFrame({"broken": broken.tolist(), "moved_left": moved[:, 0].tolist(), "moved_right": moved[:, 1].tolist()})

@@ -43,13 +43,13 @@ def add(result: Records, proof: Proof) -> None:
     images[of_images] = untargeted_radius(images["norm"].to_numpy(), tau, proof)
     figures = records.summarise(pairs.assign(radius=pairs[of_pairs]), images.assign(radius_u=images[of_images]),
                                 dataclasses.replace(Evaluation.of(result.summary), tau=tau))
-    result.summary.update({f"{key}{_SUFFIX}": figures[key] for key in figures if key.startswith(("cra_", "med_"))})
-    result.summary.update(sound_lipschitz=proof.lipschitz, sound_error=proof.error)
+    result.figures.update({f"{key}{_SUFFIX}": value for key, value in figures.items() if key.startswith(("cra_", "med_"))})
+    result.summary.update({"sound_lipschitz": proof.lipschitz, "sound_error": proof.error})
 
 
 def summary(result: Records) -> dict[str, Any]:
     """The summary of a result with its sound figures in the place of the others."""
-    found = result.summary
+    found = result.figures
     return {**found, **{key.removesuffix(_SUFFIX): found[key] for key in found if key.endswith(_SUFFIX)}}
 
 
@@ -75,7 +75,7 @@ def _cosine_error(dimension: int) -> float:
     return gamma(4 * dimension + 32)
 
 
-def _radius(norm: Any, other_norm: Any, cosine: np.ndarray, tau: float, side: Any, proof: Proof) -> np.ndarray:
+def _radius(norm: Any, other_norm: Any, cosine: np.ndarray, tau: Any, side: Any, proof: Proof) -> np.ndarray:
     norm, other_norm = (np.asarray(values, dtype=np.float64) for values in (norm, other_norm))
     usable = (np.minimum(norm, other_norm) > _SMALLEST) & (np.maximum(norm, other_norm) < _LARGEST)
     usable &= (side * (cosine - tau) > 0) & (abs(tau) < 1)

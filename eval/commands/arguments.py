@@ -110,7 +110,8 @@ def device_named(name: str | None) -> Any:
 def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
     """The (height, width) that --resize brings images to."""
     from backbones import image_size
-    return tuple(image_size(args.backbone)[1:]) if args.resize else None
+    _, height, width = image_size(args.backbone)
+    return (height, width) if args.resize else None
 
 
 def subjects(args: argparse.Namespace) -> Iterator[Any]:

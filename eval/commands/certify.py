@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         embedding = dict(device=device, batch_size=args.batch_size, num_workers=args.num_workers, progress=pair_set.name)
         # what is proven of a network under --sound is said below, with its rounding; its plain radii are for 1
         result = records.certify(model.network, pair_set, evaluation, 1.0 if proven else None, **embedding)
-        result.summary.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
+        result.figures.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
         if proven:
             with naming(args.weights):
                 sound.add(result, sound.prove(proven, pair_set))

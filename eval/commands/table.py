@@ -1,5 +1,6 @@
 """`python -m eval table`: tables of results folders."""
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
                              f"{len(args.results)} RESULTS")
     from eval.show import published, tables
     from utils.files import atomic_write
-    makers = {"1": (tables.table1, published.table1), "2": (partial(tables.table2, attacks=args.attacks), published.table2),
+    makers: dict[str, tuple[Callable, Callable]] = {"1": (tables.table1, published.table1), "2": (partial(tables.table2, attacks=args.attacks), published.table2),
               "ablation": (partial(tables.ablation, attacks=args.attacks), published.ablation),
               "verification": (tables.verification, published.table2)}
     make, theirs = makers[args.which]
@@ -53,9 +54,10 @@ def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The summaries of all results, each with the name of its row and, for the ablation, its xi."""
     from eval.show import tables
     from eval.store.results import read_summaries
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, results in enumerate(args.results):
-        for folder, summary in read_summaries(results).items():
+        for folder, found in read_summaries(results).items():
+            summary: dict[str, Any] = {**found}
             summary["name"] = args.names[number] if args.names else Path(results).resolve().name
             if args.which == "ablation":
                 summary["xi"] = args.xi[number] if args.xi else tables.xi_of(summary, folder)

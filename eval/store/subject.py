@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import backbones
@@ -31,7 +31,7 @@ class Model(NamedTuple):
     """The network that is evaluated, images in [-0.5, 0.5] -> embeddings; where it comes from, for summaries; whether its layers prove it
     1-Lipschitz.
     """
-    network: Callable[[Tensor], Tensor]
+    network: nn.Module
     origin: dict[str, Any]
     certified: bool
 
@@ -125,7 +125,7 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
                                            describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True)
     if found is None:
         found = records.evaluate(pair_set, embeddings, evaluation, model.certified)
-        found.summary.update({**origin, **remarks})
+        found.figures.update({**origin, **remarks})
         barrier()  # no rank looks for records any more
         if rank() == 0:
             results.write_records(folder, found)
@@ -153,8 +153,8 @@ def plan(found: Records, kind: str, limit: int | None = None, certificate: Certi
 
 def case_of(found: Records, table: pd.DataFrame) -> Case:
     """Some rows of the pairs, as certificates take them; by the definitions, whatever the protocol is."""
-    norms = (table[name].to_numpy() for name in ("norm_left", "norm_right", "theta"))
-    return Case(*norms, found.summary["tau"], dimension=int(np.prod(found.summary["image_size"])))
+    left, right, theta = (table[name].to_numpy() for name in ("norm_left", "norm_right", "theta"))
+    return Case(left, right, theta, found.summary["tau"], dimension=int(np.prod(found.summary["image_size"])))
 
 
 def side_name(kind: str, side: int) -> str:
