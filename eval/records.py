@@ -66,7 +66,7 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     return found
 
 
-def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None
+def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None = None
                       ) -> Callable[[Tensor], Tensor]:
     """A network whose layers prove that it is 1-Lipschitz at images of this size [C, H, W], as it is; another one with its embeddings
     divided by the constant `lipschitz` that the caller vouches for. Raises InputError where neither is so.

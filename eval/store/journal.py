@@ -32,11 +32,11 @@ class Journal:
         self._pattern, self._folder = f".{name}.rank*.jsonl", folder
         self._entries: list[dict[str, Any]] = []
         for path in folder.glob(self._pattern):
-            settings, *entries = _lines(path) or [{}]
-            self._entries += filter(_is_entry, entries) if settings == self._settings else []
+            lines = _lines(path)
+            self._entries += filter(_is_entry, lines[1:]) if lines[:1] == [self._settings] else []
         barrier()  # every rank has read what there is before one of them writes
         self._path = folder / self._pattern.replace("*", str(rank()))
-        if (_lines(self._path) or [{}])[0] != self._settings:
+        if _lines(self._path)[:1] != [self._settings]:
             self._path.unlink(missing_ok=True)
             self._write(self._settings)
         elif not self._path.read_bytes().endswith(b"\n"):

@@ -117,6 +117,8 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
     found = results.read_records(folder, certified=model.certified) if (folder / results.SUMMARY).is_file() else None
     evaluation = Evaluation(**{**({} if found is None else vars(Evaluation.of(found.summary))), **_one_threshold(given)})
     pair_set, origin = open_pairs(model, path, evaluation.protocol, resize)
+    if model.certified:
+        records.proven_or_divided(model.network, pair_set.image_size)
     if found is not None:
         asked = {**origin, "protocol": evaluation.protocol, "tau": evaluation.tau, "far_target": given.get("far")}
         provenance.refuse_others(folder / results.SUMMARY, found.summary, asked)
