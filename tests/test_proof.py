@@ -7,6 +7,7 @@ from small_world import SIZE, Tiny, faces
 from torch import nn
 
 from backbones import DividedOutput, FlipAveraged, ScaledInput, get_backbone, lipschitz_bound, load_network, norms, register
+from backbones.bounds import TOLERANCE
 from backbones.chain import chain, layers_of
 from backbones.custom_layers import Downsize, MaxMin, SLLConv2d, SLLLinear, SLLStage
 from backbones.export import fold
@@ -98,7 +99,7 @@ class Expansive(nn.Sequential):
 def test_networks_with_a_rule_are_loaded_and_those_above_one_only_divided(tmp_path):
     for name in ("mean_of_two", "sum_of_two"):
         torch.save(get_backbone(name).state_dict(), tmp_path / f"{name}.pt")
-    assert lipschitz_bound(load_network("mean_of_two", tmp_path / "mean_of_two.pt"), SIZE) <= 1 + 1e-6
+    assert lipschitz_bound(load_network("mean_of_two", tmp_path / "mean_of_two.pt"), SIZE) <= 1 + TOLERANCE
     with pytest.raises(InputError, match=r"sum_of_two.pt: the Lipschitz constant of the network may be 1.41421, expected at most 1"):
         load_network("sum_of_two", tmp_path / "sum_of_two.pt")
     divided = load_network("sum_of_two", tmp_path / "sum_of_two.pt", tight=True)
@@ -211,7 +212,7 @@ def test_the_chain_is_that_of_evaluation_not_of_definition():
         ("first.0.0", (3, 4, 4)), ("first.2", (3, 4, 4)), ("last", (48,))]
     assert list(layers_of(network)) == ["last", "first.0.0", "first.2"]
     with torch.inference_mode():
-        assert lipschitz_bound(network, (3, 4, 4)) <= 1 + 1e-6
+        assert lipschitz_bound(network, (3, 4, 4)) <= 1 + TOLERANCE
     with pytest.raises(InputError, match="cannot be followed for images of .3, 5, 5.: they do not fit"):
         lipschitz_bound(network, (3, 5, 5))
 

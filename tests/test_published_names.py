@@ -7,6 +7,7 @@ from test_layers import naive_conv, naive_t, random_
 from torch import nn
 
 from backbones import get_backbone, lipschitz_bound
+from backbones.bounds import TOLERANCE
 from backbones.custom_layers import MaxMin, PaddingChannels, SLLConv2d, SLLLinear
 from backbones.rescaling import plain_rescaling, rescaling
 from utils import InputError, checkpoint
@@ -63,7 +64,7 @@ def test_names_of_sllnet():
     stage = SLLBlock(8, 2)
     assert list(SLLBlock(nc=8, n_blk=2).state_dict()) == list(stage.state_dict()) == [
         f"layer.{block}.{name}" for block in range(2) for name in ("weight", "bias", "q")]
-    assert lipschitz_bound(nn.Sequential(stage, Downsize(8, 16), FirstChannels(4)), (8, 4, 4)) <= 1 + 1e-6
+    assert lipschitz_bound(nn.Sequential(stage, Downsize(8, 16), FirstChannels(4)), (8, 4, 4)) <= 1 + TOLERANCE
     with torch.device("meta"):
         network = SLLNet([3, 4, 6, 3])
         x = torch.empty(2, 3, 112, 112)

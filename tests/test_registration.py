@@ -15,6 +15,7 @@ from torch import nn
 
 import train
 from backbones import backbone_names, get_backbone, image_size, input_scale, is_lipschitz, load_network, lipschitz_bound, register
+from backbones.bounds import TOLERANCE
 from backbones.export import main as export
 from backbones.sllnet import SLLNetSmall
 from config import config
@@ -109,7 +110,7 @@ def test_networks_of_other_projects_need_no_registration(outside, tmp_path, caps
     network = get_backbone(name, width=16)
     assert network[1].weight.shape[0] == 16
     checkpoint.save_weights(tmp_path / "w.pt", network, name, {"width": 16})
-    assert lipschitz_bound(load_network(name, tmp_path / "w.pt", width=16), (3, 112, 112)) <= 1 + 1e-6
+    assert lipschitz_bound(load_network(name, tmp_path / "w.pt", width=16), (3, 112, 112)) <= 1 + TOLERANCE
     with pytest.raises(InputError, match=r"w.pt: holds outside_nets:Plain\(width=16\), expected outside_nets:Plain"):
         load_network(name, tmp_path / "w.pt")
     torch.save(get_backbone(name).state_dict(), tmp_path / "w.pt")
