@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
-from tiny_training import register, write_faces
+from small_world import Tiny
+from tiny_training import write_faces
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -338,9 +339,8 @@ def double():
 
 @pytest.mark.parametrize("xi, lln", [(0, False), (1, False), (3, False), (20, False), (0, True)])
 def test_thirty_steps_are_those_of_a_few_plain_lines(faces, tmp_path, monkeypatch, double, xi, lln):
-    register()
     draw = torch.Generator().manual_seed(5)
-    start = {name: 0.2 * torch.randn(value.shape, generator=draw) for name, value in train.get_backbone("tiny").state_dict().items()}
+    start = {name: 0.2 * torch.randn(value.shape, generator=draw) for name, value in Tiny().state_dict().items()}
     torch.save(start, tmp_path / "start.pt")
     losses, regularisers, first = [], [], []
     plain_objective, plain_header = train.objective, train.build_header
@@ -356,6 +356,8 @@ def test_thirty_steps_are_those_of_a_few_plain_lines(faces, tmp_path, monkeypatc
         first.append(header.weight.detach().clone())
         return header
 
+    monkeypatch.setattr(train, "get_backbone", lambda name: Tiny())
+    monkeypatch.setattr(train, "input_scale", lambda name: 1.0)
     monkeypatch.setattr(train, "objective", objective)
     monkeypatch.setattr(train, "build_header", build_header)
     monkeypatch.setattr(train, "to_float", lambda images, device, **kw: to_float(images, device, torch.float64, **kw))
