@@ -319,6 +319,6 @@ def test_table1_has_the_published_layout():
     assert row.split() == "lfw paper 0.001 83.97 0.231 100.00 74.76 3.136 66.82 30.05 0.469 98.21 40.33 - 3.245".split()
     assert [name for name in header.split("  ") if name] and header.index("norm") > header.index("med I")
     other = {**summary, "cra_u": {10.0: 0.5}}
-    frame = tables.table1([summary, other])
+    frame = tables.table1([summary, other]).frame()
     assert list(frame.columns)[5:9] == ["CRA_U 1.5", "CRA_U 3.0", "CRA_U 10.0", "med U"]
     assert frame.isna().sum().sum() == 5
