@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared
 from small_world import command, world  # noqa: F401
 
 import eval.__main__ as command_line
 from eval.show import published, tables
 from eval.store import schema
 from utils import InputError
+from utils.files import read_json
 
 PGD = {"steps": 20, "limit": None, "seed": 0, "minimum_norm": False}
 CW = {"steps": 100, "limit": None, "seed": 0, "minimum_norm": True}
@@ -233,6 +234,25 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in "ab"]
     assert command_line.main(["table", *folders]) == 2 and "not the same" in capsys.readouterr().err
     assert command_line.main(["table", *folders, "--names", "x"]) == 2 and "1 given, expected one for each of the 2" in capsys.readouterr().err
+
+
+def test_the_committed_summaries_make_tables_and_no_era_lies_below_its_cra():
+    summaries = [schema.read_summary(path) for path in sorted(ROOT.glob("logs/ablation/*/*/*[0-9].json"))]
+    assert len(summaries) == 50 and {tuple(summary["image_size"]) for summary in summaries} == {(3, 112, 112)}
+    attacked = [summary for summary in summaries if "attacks" in summary]
+    for summary in attacked:
+        for kind in "udi":
+            for attack, certified in summary[f"cra_attacked_{kind}"].items():
+                era = summary[f"era_{kind}"][attack]
+                assert set(era) == set(certified) and all(era[eps] >= certified[eps] for eps in era)
+    first = next(summary for summary in summaries if (summary["name"], summary["protocol"], summary["far_target"], summary["seed"])
+                 == ("SLL, xi = 3", "paper", 0.01, 0))
+    table = printed(tables.table2([first])).iloc[0]
+    assert (table["PGD limit"], table["C&W limit"], table["PGD ERA_D 0.25"], table["C&W med D"]) == ("60", "30", "13.33", "0.029")
+    assert printed(tables.verification([first])).loc[0, "accuracy at tau"] == f"{100 * (0.18 + 1 - 13 / 1200) / 2:.2f}"
+    audits = [read_json(path) for path in sorted(ROOT.glob("logs/ablation/*/*/*_audit.json"))]
+    assert len(audits) == 9 and {(audit["n_violations"], audit["settings"]["threat"], audit["settings"]["steps"]) for audit in audits} == {
+        (0, "one", 5)}
 
 
 def test_limits_and_missing_figures_are_shown():
