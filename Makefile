@@ -2,6 +2,8 @@
 # make demo    train a small 1-Lipschitz network on synthetic faces with two CPU processes, certify it, plot
 # make ablation DATA=FOLDER   the paper's tables on the faces of a folder (train.rec, train.idx, *.bin); two hours on 2 cores
 # make bench   speed and memory next to plain implementations; BENCH="--weights W --bin B" adds the attack, see --help
+# make lint    the rules that the code keeps (ruff) and its types (mypy)
+# make docs    the site, to out/site
 # make check-gpu   the first minute on a machine with GPUs
 # make clean   remove what the demo made
 PYTHON ?= python3
@@ -10,7 +12,7 @@ RUN = $(VENV)/bin/python
 DEMO = out/demo
 DATA ?= ../shared/data/lfwcrop
 
-.PHONY: install test demo ablation bench check-gpu clean
+.PHONY: install install-dev test demo ablation bench lint docs check-gpu clean
 test: install
 	$(RUN) -m pytest -q tests
 
@@ -28,16 +30,32 @@ ablation: install
 bench: install
 	$(RUN) tests/benchmarks/run.py $(BENCH)
 
+lint: install-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
 check-gpu: install
 	$(RUN) tests/benchmarks/check_gpu.py
 
-install: $(VENV)/.installed
+# What was installed is known by the checksum of the files that ask for it, which a fresh clone does not change as it does their times. Where
+# there is no such mark, pip says whether anything is missing, without looking anywhere for it.
+define install
+	@sum=$$(cat $(1) constraints.txt | cksum); mark=$(VENV)/.installed-$(basename $(lastword $(1))); \
+	[ "$$(cat $$mark 2>/dev/null)" = "$$sum" ] && exit 0; \
+	wanted="$(addprefix -r ,$(1)) -c constraints.txt"; \
+	$(RUN) -m pip install --quiet --no-index --dry-run $$wanted >/dev/null 2>&1 || \
+		{ $(PYTHON) -m venv $(VENV) && $(RUN) -m pip install $$wanted; } || exit 1; \
+	echo "$$sum" > $$mark
+endef
 
-# the stamp is as old as the last complete installation: a second call installs nothing
-$(VENV)/.installed: requirements.txt constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -r requirements.txt -c constraints.txt
-	touch $@
+install:
+	$(call install,requirements.txt)
+
+install-dev:
+	$(call install,requirements.txt requirements-dev.txt)
 
 clean:
 	rm -rf $(DEMO)

@@ -7,8 +7,8 @@ The pair (image, target) is accepted iff cos(f(x*), target) > tau. With the marg
 
 every attack lowers m, sample by sample: gradients are those of the sum over the batch, random numbers depend on the seed and the sample's
 own id only, and a sample that is done leaves the batch. So neither batch companions nor sharding change a result, beyond the rounding of
-the embedding function itself. Where one of the two embeddings has no direction (`utils.directions`) the cosine is -inf: the pair is rejected, a
-success of dodging whatever tau is, and never one of impersonation.
+the embedding function itself. Where one of the two embeddings has no direction (`utils.directions`) the cosine is -inf: the pair is
+rejected, a success of dodging whatever tau is, and never one of impersonation.
 """
 import contextlib
 import functools

@@ -94,9 +94,10 @@ class Bound:
     Attacks with a budget follow the cosine through all steps: they return the point where it was lowest ("I": highest); with a `tau`, the
     first one that crosses it.
 
-    protocol "strict": the attack of that name; what params leave out is its default. CW and DDN return the smallest perturbation that reaches
-    the aim, the clean image where none does. "paper": as the published code ran it; the last iterate, whatever it is worth. Images are in
-    [-0.5, 0.5], and results are adversarial images on `device`, to which the network is moved. Raises InputError for what cannot be used.
+    protocol "strict": the attack of that name; what params leave out is its default. CW and DDN return the smallest perturbation that
+    reaches the aim, the clean image where none does. "paper": as the published code ran it; the last iterate, whatever it is worth. Images
+    are in [-0.5, 0.5], and results are adversarial images on `device`, to which the network is moved. Raises InputError for what cannot be
+    used.
     """
 
     def __init__(self, kind: type[Attack], backbone: Embed, device: torch.device | str, params: Mapping[str, Any], protocol: str = "strict",

@@ -1,4 +1,9 @@
-"""Settings of the published run (proposed model, xi = 3). `train.py key=value ...` overrides any of them."""
+"""Settings of the published run (proposed model, xi = 3). `train.py key=value ...` overrides any of them.
+
+The published configuration's `lambd`, `fp16` and `emb_size` are taken too, on the command line and in an EasyDict: `lambd` is lambda_,
+fp16=True is precision="fp16" and fp16=False is "fp32". A published `model_5.pt` is of the end of epoch 5 counted from 0, after six
+epochs; here it is after five.
+"""
 from easydict import EasyDict
 
 config = EasyDict()
@@ -13,8 +18,9 @@ config.max_bad_records = 1000       # more than these, of all processes together
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header
-config.backbone = "sllnet"
-config.header = "ecosface"          # arcface, cosface, adacos, ecosface or naive
+config.backbone = "sllnet"          # a name, or package.module:Name of a network of one's own
+config.emb_size = None              # length of an embedding; None: the network's own (512 for sllnet)
+config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), naive (lln), or package.module:Name
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
 config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 
@@ -46,6 +52,6 @@ config.timeout = 600.0              # seconds that a process waits for the other
 config.frequent = 20                # steps between two log lines
 config.verbose = 2000               # steps between two verifications
 config.val_targets = None           # names of .bin files beside the data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
-config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt; the last epoch's are model_final.pt, header_final.pt
+config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt (counted from 1); the last are *_final.pt
 config.save_steps = 2000            # steps between two full states, state_*.pt; the end of an epoch saves one too
 config.keep_states = 2              # how many of them are kept

@@ -11,12 +11,13 @@ decoding them, a `fingerprint()` and a length.
 """
 import hashlib
 import os
+from functools import singledispatch
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
@@ -26,7 +27,7 @@ from utils.files import read_file
 from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
 
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = str | os.PathLike[str]
 # A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.
 SPARE_CLASSES = 2**17
 RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
@@ -46,7 +47,7 @@ class RecordDataset(Dataset):
     size than the first one's.
     """
 
-    def __init__(self, root_or_rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin") -> None:
+    def __init__(self, root_or_rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin") -> None:
         rec = Path(root_or_rec)
         rec = rec if rec.suffix == ".rec" else rec / "train.rec"
         if recordio_backend not in RECORD_FILES:
@@ -64,14 +65,14 @@ class RecordDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image, label = self._decode(index)
         if tuple(image.shape[1:]) != self.image_size:
             raise RecordError(f"{self.name(index)}: the image has (height, width) {tuple(image.shape[1:])}, expected {self.image_size} "
                              "as in the first record")
         return image, label
 
-    def _decode(self, index: int) -> "tuple[torch.Tensor, int]":
+    def _decode(self, index: int) -> tuple[torch.Tensor, int]:
         name = self.name(index)
         record = unpack(self.file.read(int(self.keys[index])), name)
         label = float(record.label[0]) if record.flag else record.label
@@ -87,7 +88,7 @@ class RecordDataset(Dataset):
         """What tells these images from others: a SHA-256 of the index, hexadecimal."""
         return self.file.fingerprint()
 
-    def _image_keys(self) -> "tuple[np.ndarray, Optional[int]]":
+    def _image_keys(self) -> tuple[np.ndarray, int | None]:
         """(keys of the images, number of identities or None)."""
         header = unpack(self.file.read(0), self.file.name(0)) if 0 in self.file else None
         if header is None or header.flag == 0 or len(header.image):
@@ -122,7 +123,7 @@ class ImageFolderFaces(Dataset):
     the first one, and where there are more identities than num_classes (None: as many as there are).
     """
 
-    def __init__(self, root: PathLike, num_classes: Optional[int] = None) -> None:
+    def __init__(self, root: PathLike, num_classes: int | None = None) -> None:
         self.samples, self.classes = _labelled_files(root)
         self.num_classes = num_classes or len(self.classes)
         if len(self.classes) > self.num_classes:
@@ -145,7 +146,7 @@ class ImageFolderFaces(Dataset):
         paths = "\0".join(os.path.relpath(path, self.root) for path, _ in self.samples)
         return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image = self._decode(index)
         if tuple(image.shape[1:]) != self.image_size:
             raise RecordError(f"{self.samples[index][0]}: the image has (height, width) {tuple(image.shape[1:])}, expected "
@@ -164,7 +165,7 @@ class ImageFolderFaces(Dataset):
             raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _labelled_files(root: PathLike) -> "tuple[list[tuple[str, int]], list[str]]":
+def _labelled_files(root: PathLike) -> tuple[list[tuple[str, int]], list[str]]:
     """([(path, label), ...], names of identities) in ImageFolder's order. Links to folders inside those of identities are not followed,
     as ImageFolder does: there may be no end to them."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -185,7 +186,7 @@ def _labelled_files(root: PathLike) -> "tuple[list[tuple[str, int]], list[str]]"
     return samples, classes
 
 
-def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> "tuple[int, int]":
+def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> tuple[int, int]:
     """(height, width) of the first image, or, where that is damaged, of the next one."""
     reasons = []
     for index in range(min(len(images), tries)):
@@ -196,7 +197,7 @@ def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: i
     raise reasons[0]
 
 
-def get_dataset(rec: PathLike, num_classes: Optional[int] = None, recordio_backend: str = "builtin", seed: int = 0) -> Dataset:
+def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin", seed: int = 0) -> Dataset:
     """The dataset that `rec` names: "synthetic", a .rec file or a folder with train.rec, or a folder with a folder of images for
     each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for."""
     if str(rec) == "synthetic":
@@ -211,11 +212,12 @@ def get_dataset(rec: PathLike, num_classes: Optional[int] = None, recordio_backe
                      "for each identity, or the word synthetic")
 
 
+@singledispatch
 def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, flip: bool = True, shuffle: bool = True,
-                   prefetch_factor: int = 4, pin_memory: Optional[bool] = None, start_method: Optional[str] = None,
-                   num_replicas: Optional[int] = None, rank: Optional[int] = None, skip_bad_records: bool = False,
+                   prefetch_factor: int = 4, pin_memory: bool | None = None, start_method: str | None = None,
+                   num_replicas: int | None = None, rank: int | None = None, skip_bad_records: bool = False,
                    timeout: float = 0) -> Loader:
-    """A `Loader` of this rank's share of `dataset`.
+    """A `Loader` of this rank's share of `dataset`. With a path in its place: `published_dataloader`.
 
     batch_size: of this rank; the batches of all W ranks at one step are together the batch of W * batch_size that a single process
     has at that step: sample k of rank r is sample k * W + r there. The last, smaller batch of an epoch is left out. Order, and
@@ -233,7 +235,7 @@ def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers
                   timeout)
 
 
-def to_float(images: torch.Tensor, device: "torch.device | str | None" = None, dtype: torch.dtype = torch.float32,
+def to_float(images: torch.Tensor, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
              non_blocking: bool = True, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
     """uint8 images [N, 3, H, W] -> (x - 127.5) / 255 in [-0.5, 0.5], on `device`, in `dtype`.
 
@@ -245,7 +247,57 @@ def to_float(images: torch.Tensor, device: "torch.device | str | None" = None, d
     return images.to(dtype, memory_format=memory_format).sub_(127.5).div_(255)
 
 
-def _property_classes(path: Path) -> Optional[int]:
+# --- as scripts of the published repository call them
+
+
+class MXFaceDataset(RecordDataset):
+    """train.rec in `root_dir` as (float32 [3, H, W] in [-0.5, 0.5], mirrored with probability 1/2; 0-d int64 label).
+
+    local_rank: taken for the sake of those scripts; items are on the CPU. Mirror images are drawn from PyTorch's generator.
+    """
+
+    def __init__(self, root_dir: PathLike, local_rank: int = 0) -> None:
+        super().__init__(root_dir)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = super().__getitem__(index)
+        image = to_float(image)
+        return image.flip(-1) if torch.rand(()) < 0.5 else image, torch.tensor(label)
+
+
+class DeviceLoader(DataLoader):
+    """The batches of a `Loader` as (float32 images [B, 3, H, W] in [-0.5, 0.5], int64 labels [B]) on a device.
+
+    A DataLoader for those who ask whether it is one before they call `sampler.set_epoch(epoch)`, which chooses the epoch here as well.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        super().__init__(loader.dataset, loader.batch_size, sampler=loader.sampler, drop_last=True)
+        self.loader, self.device = loader, device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in self.loader:
+            yield to_float(images, self.device), labels.to(self.device, non_blocking=True)
+
+
+@get_dataloader.register(str)
+@get_dataloader.register(os.PathLike)
+def published_dataloader(root_dir: PathLike, local_rank: int, batch_size: int, dali: bool = False, dali_aug: bool = False, seed: int = 2048,
+                         num_workers: int = 2) -> DeviceLoader:
+    """The loader over what `get_dataset` finds at `root_dir`, on the GPU number `local_rank` where there is CUDA.
+
+    batch_size: of this rank. Raises InputError as `get_dataset` does, and for dali: images are decoded by worker processes here.
+    """
+    if dali or dali_aug:
+        raise InputError("dali=True: there is no DALI pipeline here, expected False")
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return DeviceLoader(get_dataloader(get_dataset(root_dir), batch_size, seed=seed, num_workers=num_workers), device)
+
+
+def _property_classes(path: Path) -> int | None:
     """The number of identities of a `property` file ("classes,height,width"); None where there is no such file."""
     if not path.is_file():
         return None

@@ -6,7 +6,7 @@
               size, `root`/train/CLASS/*.jpg and `root`/test/CLASS/*.jpg
 """
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class ToyKind(NamedTuple):
     """
     read: Callable[[Path], ToySet]
     networks: str
-    augment: Optional[Callable[[Tensor], Tensor]]
+    augment: Callable[[Tensor], Tensor] | None
     epochs: int
     batch_size: int
 

@@ -3,18 +3,35 @@
 Every header holds one weight row per identity, drawn from N(0, 0.01^2) and normalised in use; all but NaiveHeader normalise the
 embeddings too. A label of -1 means "none of the identities": its row of logits carries no margin. Logits are computed in float32 or better,
 also under autocast. `step` is the number of the optimiser step: headers that draw random numbers key them by it (see ECosFace).
+
+A new header is a class with `@HEADERS.register("name")` above it, here or in a file of its own that `package.module:Name` names: a subclass
+of Header, or any nn.Module of (num_classes, emb_size, ...) and (embeddings, labels) -> logits. Where its constructor takes `seed`, a
+training gives it that of the run.
 """
 import inspect
 import math
+from dataclasses import dataclass
+from typing import Any, Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils import InputError
 from utils.distributed import all_gather_interleaved, rank, world_size
+from utils.registry import Registry, check_arguments
 
-HEADERS = ("arcface", "cosface", "adacos", "ecosface", "naive")
+
+@dataclass(frozen=True)
+class HeaderEntry:
+    """A header by its name. build: (num_classes, emb_size, further arguments by name) -> nn.Module."""
+
+    name: str
+    build: Callable[..., nn.Module]
+
+
+HEADERS: Registry[HeaderEntry] = Registry("header", HeaderEntry)
 
 
 class Header(nn.Module):
@@ -49,13 +66,14 @@ def _at_targets(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(1, labels.clamp_min(0).view(-1, 1)).squeeze(1)
 
 
-def _subtract_at_targets(values: Tensor, labels: Tensor, margin: "Tensor | float") -> Tensor:
+def _subtract_at_targets(values: Tensor, labels: Tensor, margin: Tensor | float) -> Tensor:
     """values with `margin` (one, or one per row) subtracted at each row's label; nothing where the label is -1."""
     margin = torch.as_tensor(margin, dtype=values.dtype, device=values.device).expand(len(values))
     margin = torch.where(labels >= 0, margin, torch.zeros_like(margin))
     return values.scatter_add(1, labels.clamp_min(0).view(-1, 1), -margin.view(-1, 1))
 
 
+@HEADERS.register("arcface")
 class ArcFace(Header):
     """s cos(theta + m) at the target, s cos(theta) elsewhere (Deng et al., CVPR 2019).
 
@@ -73,6 +91,7 @@ class ArcFace(Header):
         return self.s * _subtract_at_targets(products, labels, margin)
 
 
+@HEADERS.register("cosface")
 class CosFace(Header):
     """s (cos(theta) - m) at the target, s cos(theta) elsewhere (Wang et al., CVPR 2018)."""
 
@@ -84,6 +103,7 @@ class CosFace(Header):
         return self.s * _subtract_at_targets(products, labels, self.m)
 
 
+@HEADERS.register("naive", "lln")
 class NaiveHeader(Header):
     """s <w, e> with unit rows w and the embedding as it is, minus s m at the target: "last-layer normalisation" (LLN)."""
 
@@ -97,12 +117,14 @@ class NaiveHeader(Header):
         return self.s * _subtract_at_targets(products, labels, self.m)
 
 
+@HEADERS.register("adacos")
 class AdaCos(Header):
     """s cos(theta) with s adapted at every training step (Zhang et al., CVPR 2019).
 
     s starts at sqrt(2) log(num_classes - 1); then s = log(B) / cos(min(pi/4, median theta)), where B is the mean over the batch of the
     sum over the other classes of exp(s cos(theta)), and the median is that of the target angles, both over the batches of all ranks.
-    `s` is a buffer and stays as it is in eval mode. Raises ValueError for fewer than three classes, where s would be 0.
+    `s` is a buffer and stays as it is in eval mode; a state dict without it, as the published header's is, loads and leaves it alone.
+    Raises ValueError for fewer than three classes, where s would be 0.
     """
 
     def __init__(self, num_classes: int, emb_size: int):
@@ -110,6 +132,9 @@ class AdaCos(Header):
         if num_classes < 3:
             raise ValueError(f"AdaCos needs at least 3 classes, got {num_classes}")
         self.register_buffer("s", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict({f"{prefix}s": self.s.clone(), **state_dict}, prefix, *rest)
 
     def logits(self, products: Tensor, labels: Tensor) -> Tensor:
         if self.training:
@@ -128,6 +153,7 @@ class AdaCos(Header):
         self.s.copy_(log_mean / torch.cos(median.clamp_max(math.pi / 4)))
 
 
+@HEADERS.register("ecosface", "elasticface_cos")
 class ECosFace(Header):
     """ElasticFace-Cos: CosFace with a margin ~ N(m, std) per sample (Boutros et al., CVPRW 2022).
 
@@ -167,15 +193,20 @@ class ECosFace(Header):
         return margins[rank()::world_size()]
 
 
-def get_header(name: str, num_classes: int, emb_size: int, **kw) -> Header:
-    """The header `name` of HEADERS; `kw` goes to its constructor. Raises ValueError for an unknown name and
-    TypeError for an argument that it does not take or that is of another type than its default."""
-    kinds = dict(zip(HEADERS, (ArcFace, CosFace, AdaCos, ECosFace, NaiveHeader)))
-    if name not in kinds:
-        raise ValueError(f"header is {name!r}, expected one of {', '.join(HEADERS)}")
-    defaults = inspect.signature(kinds[name]).parameters
-    for key, value in kw.items():
-        kind = type(defaults[key].default) if key in defaults else type(value)
-        if type(value) is not kind and (kind, type(value)) != (float, int) or kind is int and value < 0:
-            raise TypeError(f"{key}={value!r}, expected {kind.__name__}{' >= 0' * (kind is int)}")
-    return kinds[name](num_classes, emb_size, **kw)
+def get_header(name: str, num_classes: int, emb_size: int, run_seed: int | None = None, **kw: Any) -> nn.Module:
+    """The header `name` of HEADERS, or `package.module:Name`; `kw` goes to its constructor.
+
+    run_seed: the `seed` of headers that take one, unless `kw` has it. Raises InputError for an unknown name, for an argument that the
+    header does not take or that is of another type than its default, and where its weights do not fit into memory.
+    """
+    build = HEADERS.find(name).build
+    try:
+        if run_seed is not None and "seed" in inspect.signature(build).parameters:
+            kw = {"seed": run_seed, **kw}
+        check_arguments(build, kw)
+        header = build(num_classes, emb_size, **kw)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of memory that cannot be had
+        raise InputError(f"header {name}: {error}") from error
+    if not isinstance(header, nn.Module):
+        raise InputError(f"header {name}: makes a {type(header).__name__}, expected an nn.Module")
+    return header

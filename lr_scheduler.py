@@ -9,7 +9,7 @@ class PolynomialLRWarmup(LRScheduler):
     Call `step()` once per optimiser step. Raises ValueError unless 0 <= warmup_iters < total_iters and power > 0.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_iters: int, total_iters: int, power: float = 1.0, last_epoch: int = -1):
+    def __init__(self, optimizer: Optimizer, warmup_iters: int, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1):
         if not 0 <= warmup_iters < total_iters or power <= 0:
             raise ValueError(f"expected 0 <= warmup_iters < total_iters and power > 0, got {warmup_iters}, {total_iters}, {power}")
         self.warmup_iters, self.total_iters, self.power = warmup_iters, total_iters, power

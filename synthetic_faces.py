@@ -6,7 +6,6 @@ from (seed, identity, sample) alone, in whatever order or process the samples ar
 """
 import itertools
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ class SyntheticFaces(Dataset):
     def __len__(self) -> int:
         return self.num_classes * self.images_per_class
 
-    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int]":
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in [0, {len(self)})")
         label, sample = divmod(index, self.images_per_class)
@@ -86,7 +85,7 @@ class SyntheticFaces(Dataset):
 
 
 def synthetic_pairs(num_pairs: int = 600, size: int = 112, seed: int = 0, first_identity: int = HELD_OUT,
-                    num_classes: Optional[int] = None, kind: str = "jpeg") -> "tuple[list[bytes], list[bool]]":
+                    num_classes: int | None = None, kind: str = "jpeg") -> tuple[list[bytes], list[bool]]:
     """Verification pairs of identities that training does not see, as the two lists of a .bin file.
 
     Returns (2 * num_pairs encoded images, pair i being images 2i and 2i + 1; num_pairs times whether both show the same identity).

@@ -16,44 +16,37 @@ Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or
 import contextlib
 import logging
 import math
-import os
 import sys
-import threading
 from functools import partial
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
+from config_checks import FREE, PUBLISHED, checked, complete
 from datasets import SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
-from eval.verification import PairSet, embed_images, norms, pair_cosines, read_bin, ten_fold_accuracy
 from headers import HEADERS, get_header
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
-from utils.utils_callbacks import CallBackCheckpoint, CallBackLogging, CallBackVerification
 from utils.checkpoint import load_weights
-from utils.settings import check_choices, check_least, check_not_negative, run_command
-from utils.distributed import barrier, process_group, rank, world_size
-from utils.faults.guard import StepGuard, keep_batch, poisoned
-from utils.images import decode_image
-from utils.faults.lockstep import STOPPED, DataError, Interrupted, StopSignals, in_lockstep
-from utils.utils_logging import init_logging
+from utils.distributed import barrier, distribute, locally, process_group, rank, world_size
+from utils.faults.guard import StepGuard, poisoned
+from utils.faults.lockstep import STOPPED, Interrupted
+from utils.faults.run import Run
+from utils.loader import spare_workers
+from utils.settings import at_fault, run_command
+from utils.utils_callbacks import CallBackLogging, CallBackVerification
+from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
 
 LOGGER = logging.getLogger("training")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
-# settings that may differ between a run and its continuation: they do not change what is computed
-FREE = {"rec", "recordio_backend", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose", "val_targets",
-        "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps", "timeout",
-        "resume_changed"}
 
 
 def train(cfg: EasyDict, device: torch.device) -> None:
@@ -61,115 +54,72 @@ def train(cfg: EasyDict, device: torch.device) -> None:
 
     Raises InputError for settings, data or a state that cannot be used.
     """
-    check(cfg)
+    cfg = checked(cfg)
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cfg.deterministic, not cfg.deterministic
     precision = "fp32" if cfg.precision == "fp16" and device.type == "cpu" else cfg.precision
+    fp16 = precision == "fp16"
 
     dataset = training_set(cfg)
-    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
+    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=spare_workers(cfg.num_workers),
                             skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
-    if not len(loader):
-        raise InputError(f"{cfg.rec}: {len(dataset)} images are less than one batch of {cfg.batch_size}")
     total_steps = cfg.num_epoch * len(loader)
-
-    network = get_backbone(cfg.backbone)
-    if cfg.init_weights:
-        load_weights(network, cfg.init_weights)
-    network.to(device)
+    network = build_network(cfg).to(device)
     embed = ScaledInput(network, input_scale(cfg.backbone))
-    header = make_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
+    header = build_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
     optimizer = torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
                                   weight_decay=cfg.weight_decay, fused=device.type == "cuda")
     scheduler = PolynomialLRWarmup(optimizer, cfg.warmup_epoch * len(loader), total_steps, cfg.power)
     # it leaves out steps whose gradient is not finite, without waiting for the device, in every precision; only fp16 needs a scale
-    fp16 = precision == "fp16"
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if fp16 else 1.0, growth_interval=100)
-
-    settings = {key: value for key, value in cfg.items() if key not in FREE}
-    settings.update(header_args=dict(cfg.header_args), num_classes=dataset.num_classes, num_image=len(dataset), world_size=world_size(),
-                    data=dataset.fingerprint())
-    parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     torch.manual_seed(cfg.seed + rank())  # from here on ranks draw different numbers, for dropout
-    checkpoints = CallBackCheckpoint(cfg.output, parts, settings, cfg.keep_states)
-    progress = checkpoints.restore(cfg.resume, cfg.resume_changed)
 
-    validated = validation_sets(cfg, dataset.image_size)
-    init_logging(cfg.output)
-    writer = tensorboard(cfg.output)
-    verification = CallBackVerification({pairs.name: partial(verify, scale=input_scale(cfg.backbone), pairs=pairs)
-                                         for pairs in validated}, writer)
-    verification.highest.update(progress.get("highest", {}))
-    step = progress.get("step", 0)
-    describe(cfg, settings, device, precision, total_steps, step, network, verification)
-    for remark in checkpoints.remarks:
-        LOGGER.warning(remark)
-    logging_line = CallBackLogging(cfg.frequent, total_steps, cfg.batch_size, step, writer)
+    # where an earlier start left off, if there was one
+    parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    run = Run(cfg, parts, settings_of(cfg, dataset), loader)
+    guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16, output=cfg.output)
+    verification = verification_of(cfg, dataset.image_size, run)
+    init_logging(rank(), cfg.output, "training")
+    verification.writer = writer = tensorboard(Path(cfg.output) / "tensorboard")
+    describe(cfg, run, device, precision, total_steps, network, verification)
+    log = CallBackLogging(cfg.frequent, total_steps, cfg.batch_size // world_size(), run.step, writer)
+    meters = loss_mean, norm_mean, regulariser_mean = [AverageMeter() for _ in range(3)]
 
-    model = distribute(torch.compile(embed) if cfg.compile else embed, cfg.grad_accum_steps)
-    classify = distribute(header)
-
-    def forward(images: Tensor) -> Tensor:
-        # around the forward pass alone: the backward pass repeats the precision of each operation by itself
-        with torch.autocast(device.type, AUTOCAST[precision], enabled=AUTOCAST[precision] is not None):
-            return model(images)
-
+    model, classify = distribute(torch.compile(embed) if cfg.compile else embed, cfg.grad_accum_steps), distribute(header)
+    forward = under_autocast(model, device, AUTOCAST[precision])
     loss_of = partial(objective, classify, lambda_=cfg.lambda_, xi=cfg.xi)
-    guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16)
     network.train()
     header.train()
+    with run:
+        for epoch, images, labels in run.batches():
+            # channels last, as the loader stacks them: faster convolutions on both kinds of device
+            images = to_float(images, device, memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=True)
+            header.step = run.step  # random margins are keyed by the step, so that a resumed run draws the same ones
+            guard.begin(images, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss, regulariser, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
+            scaler.unscale_(optimizer)
+            gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), cfg.max_norm)  # of the backbone alone, in every precision
+            guard.end(gradient_norm, header)
+            scaler.step(optimizer)
+            scaler.update(None if fp16 else 1.0)
+            scheduler.step()
+            step = run.advance()
 
-    with StopSignals() as signals, tqdm(total=total_steps, initial=step, unit="step", disable=None if rank() == 0 else True,
-                                        dynamic_ncols=True) as bar:
-        try:
-            for epoch in range(step // len(loader), cfg.num_epoch):
-                loader.set_epoch(epoch, start_batch=step % len(loader))
-                for images, labels in in_lockstep(loader, signals, cfg.max_bad_records):
-                    # channels last, as the loader stacks them: faster convolutions on both kinds of device
-                    images = to_float(images, device, memory_format=torch.channels_last)
-                    labels = labels.to(device, non_blocking=True)
-                    header.step = step  # random margins are keyed by the step, so that a resumed run draws the same ones
-                    optimizer.zero_grad(set_to_none=True)
-                    guard.begin()
-                    loss, reg_loss, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
-                    scaler.unscale_(optimizer)
-                    # of the backbone alone, in every precision
-                    guard.end(nn.utils.clip_grad_norm_(network.parameters(), cfg.max_norm), header)
-                    scaler.step(optimizer)
-                    scaler.update(None if fp16 else 1.0)
-                    learning_rate = scheduler.get_last_lr()[0]
-                    scheduler.step()
-                    step += 1
-                    bar.update()
-
-                    if logging_line(step, epoch, learning_rate, loss, reg_loss, norm, lambda: scaler.get_scale() if fp16 else None):
-                        guard.check(step)
-                    if step % cfg.verbose == 0 or step == total_steps:
-                        verification(step, network)
-                    if step % cfg.save_steps == 0 or step % len(loader) == 0:
-                        or_go_on(checkpoints.save_state, {"step": step, "highest": verification.highest})
-                if (epoch + 1) % cfg.save_epochs == 0 and step < total_steps:
-                    or_go_on(checkpoints.save_weights, str(epoch + 1))
-        except (Interrupted, DataError, RunError) as end:  # on all ranks at the same step
-            if isinstance(end, RunError):
-                keep_batch(cfg.output, step, images, labels)
-            if step:  # before the first one there is nothing to lose, and the same command is to start afresh
-                checkpoints.save_state({"step": step, "highest": verification.highest})
-            LOGGER.warning("stopped after step %d: %s%s", step, end, "; the state is saved and resume=auto goes on from it" if step else "")
-            raise
-        checkpoints.save_weights("final")
-    if writer is not None:
-        with contextlib.suppress(OSError):
-            writer.close()
+            for meter, value in zip(meters, (loss, norm, cfg.lambda_ * regulariser)):
+                meter.update(value)
+            if log(step, loss_mean, epoch, fp16, scheduler.get_last_lr()[0], scaler, norm_mean, regulariser_mean):
+                guard.check(step)
+            if step % cfg.verbose == 0 or step == total_steps:
+                verification(step, embed)
+            if step % cfg.save_steps == 0 or step % len(loader) == 0:
+                run.save_state()
+            if step % (cfg.save_epochs * len(loader)) == 0 and step < total_steps:
+                run.save_weights(str(epoch + 1))
+        run.checkpoints.save_weights("final")
+    close(writer)
     LOGGER.info("done: %s", Path(cfg.output) / "model_final.pt")
-
-
-def or_go_on(save: Callable, what: object) -> None:
-    """Save, or say why not and go on: a disk that is full now costs no step, and what was saved before is still there."""
-    try:
-        save(what)
-    except OSError as error:
-        LOGGER.error("%s; the run goes on", error)
 
 
 def objective(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, lambda_: float,
@@ -217,16 +167,36 @@ def backward(model: nn.Module, embed: Callable[[Tensor], Tensor], loss_of: Calla
     return loss.detach(), *rest
 
 
-def locally(module: nn.Module) -> contextlib.AbstractContextManager:
-    """Inside, backward passes add up gradients on this rank without averaging them over the ranks."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+def under_autocast(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """The forward pass in that precision (None: that of the weights), and it alone: the backward pass repeats that of each operation."""
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return model(images)
+    return forward
 
 
-def distribute(module: nn.Module, parts: int = 1) -> nn.Module:
-    """The module under DDP where there are several processes and anything to train."""
-    if world_size() == 1:
-        return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=parts == 1)
+def build_network(cfg: EasyDict) -> nn.Module:
+    """The backbone of the settings, with the weights to begin with, where there are any."""
+    network = sized_network(cfg.backbone, cfg.emb_size)
+    if cfg.init_weights:
+        load_weights(network, cfg.init_weights)
+    return network
+
+
+def sized_network(name: str, emb_size: int | None) -> nn.Module:
+    """The backbone with embeddings of that length, if it can be told one."""
+    for argument in ("emb_size", "num_features") if emb_size is not None else ():  # of SLL networks; of IResNets
+        with contextlib.suppress(TypeError):
+            return get_backbone(name, **{argument: emb_size})
+    return get_backbone(name)
+
+
+def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
+    """The header of the settings; where it draws random numbers it gets the run's seed."""
+    if cfg.emb_size not in (None, emb_size):
+        raise InputError(f"setting emb_size={cfg.emb_size}: backbone={cfg.backbone} has embeddings of length {emb_size} and no other")
+    with at_fault(cfg, "header_args"):
+        return get_header(cfg.header, num_classes, emb_size, run_seed=cfg.seed, **cfg.header_args)
 
 
 def training_set(cfg: EasyDict) -> Dataset:
@@ -240,116 +210,49 @@ def training_set(cfg: EasyDict) -> Dataset:
     return dataset
 
 
-def validation_sets(cfg: EasyDict, size: Sequence[int]) -> list[PairSet]:
-    """The .bin files beside the data, or those of them that val_targets names; pairs of further identities for synthetic data.
-
-    Raises InputError now rather than after hours: where an image cannot be decoded or is not of the training images' size
-    (height, width), and where there are too few pairs for the 10-fold accuracy.
-    """
+def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallBackVerification:
+    """On the .bin files beside the data, with synthetic data on pairs of further identities; the best so far are part of the state."""
+    targets, folder = cfg.val_targets, Path(cfg.rec) if Path(cfg.rec).is_dir() else Path(cfg.rec).parent
     if cfg.rec == "synthetic":
-        path = Path(cfg.output) / "synthetic.bin"
+        targets, folder = ["synthetic"] if targets is None else targets, Path(cfg.output)
         if rank() == 0:
-            write_bin(path, *synthetic_pairs(num_pairs=400, seed=cfg.seed))
+            write_bin(folder / "synthetic.bin", *synthetic_pairs(num_pairs=400, seed=cfg.seed))
         barrier()
-        paths = [path]
-    else:
-        folder = Path(cfg.rec) if Path(cfg.rec).is_dir() else Path(cfg.rec).parent
-        paths = sorted(folder.glob("*.bin"))
-    if cfg.val_targets is not None:
-        missing = sorted(set(cfg.val_targets) - {path.stem for path in paths})
-        if missing:
-            raise InputError(f"setting val_targets: no {missing[0]}.bin; there are {', '.join(path.name for path in paths) or 'none'}")
-        paths = [path for path in paths if path.stem in cfg.val_targets]
-    validated = [read_bin(path) for path in paths]
-    for pairs in validated:
-        if len(pairs.same) < 10:
-            raise InputError(f"{pairs.path}: {len(pairs.same)} pairs, expected at least 10 for the 10-fold accuracy (val_targets= leaves it out)")
-        for number, data in enumerate(pairs.images):
-            found = decode_image(data, pairs.describe(number)).shape[1:]
-            if tuple(found) != tuple(size):
-                raise InputError(f"{pairs.describe(number)}: the image has (height, width) {tuple(found)}, expected {tuple(size)} "
-                                 "as the training images have")
-    return validated
+    verification = CallBackVerification(targets, folder, image_size=image_size)
+    verification.highest.update(run.progress["highest"])
+    run.progress["highest"] = verification.highest
+    return verification
 
 
-def verify(network: nn.Module, scale: float, pairs: PairSet) -> dict[str, float]:
-    """10-fold accuracy of flip-summed embeddings and of the unflipped ones, and the mean norm over all images of the pairs."""
-    embeddings = embed_images(ScaledInput(network, scale), pairs.images, flips=(False, True), describe=pairs.describe,
-                              progress=pairs.name if rank() == 0 else "", distributed=True)
-    accuracy, accuracy_std = ten_fold_accuracy(pair_cosines(embeddings.sum(0), pairs.left, pairs.right), pairs.same)
-    unflipped, unflipped_std = ten_fold_accuracy(pair_cosines(embeddings[0], pairs.left, pairs.right), pairs.same)
-    xnorm = norms(embeddings)[:, [*pairs.left, *pairs.right]].mean().item()
-    return dict(xnorm=xnorm, accuracy=accuracy, accuracy_std=accuracy_std, unflipped=unflipped, unflipped_std=unflipped_std)
+def settings_of(cfg: EasyDict, dataset: Dataset) -> dict:
+    """What a run and its continuation must agree on."""
+    settings = {key: value for key, value in cfg.items() if key not in FREE}
+    return settings | dict(header=HEADERS.find(cfg.header).name, header_args=dict(cfg.header_args), num_classes=dataset.num_classes,
+                           num_image=len(dataset), world_size=world_size(), data=dataset.fingerprint())
 
 
-def make_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
-    """The header of the settings; one that draws random numbers gets the run's seed."""
-    arguments = {**({"seed": cfg.seed} if cfg.header == "ecosface" else {}), **cfg.header_args}
-    try:
-        return get_header(cfg.header, num_classes, emb_size, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: weights for so many classes do not fit into memory
-        raise InputError(f"setting header_args={dict(cfg.header_args)} does not fit header={cfg.header}: {error}") from error
-
-
-def workers(wanted: Optional[int]) -> int:
-    """Decoding processes of this training process: as asked for, or one per core that is left over, at most 8."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
-
-
-def tensorboard(output: str):
-    """A TensorBoard writer on rank 0, None elsewhere and where its file cannot be written."""
-    if rank() != 0:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-    # its thread ends on a full disk, of which the next scalar tells: no need for a traceback as well
-    threading.excepthook = lambda args: LOGGER.warning("TensorBoard: %s", args.exc_value)
-    try:
-        return SummaryWriter(str(Path(output) / "tensorboard"))
-    except OSError as error:
-        LOGGER.warning("TensorBoard gets no scalars: %s", error)
-        return None
-
-
-def describe(cfg: EasyDict, settings: dict, device: torch.device, precision: str, total_steps: int, step: int, network: nn.Module,
+def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, total_steps: int, network: nn.Module,
              verification: CallBackVerification) -> None:
     """Head the log with the settings, the data and the machine."""
-    for key, value in {**cfg, **settings, "device": device, "precision": precision}.items():
+    for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)
     parameters = sum(p.numel() for p in network.parameters())
     LOGGER.info("%s with %d parameters, %d steps%s, verified on: %s", cfg.backbone, parameters, total_steps,
-                f" from step {step}" if step else "", ", ".join(verification.verify) or "nothing")
+                f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
+    for remark in run.checkpoints.remarks:
+        LOGGER.warning(remark)
 
 
-def check(cfg: EasyDict) -> None:
-    """Raise InputError, naming the setting, for a value out of range."""
-    check_least(cfg, dict(num_epoch=1, batch_size=1, grad_accum_steps=1, frequent=1, verbose=1, save_epochs=1, save_steps=1, keep_states=1,
-                          warmup_epoch=0, seed=0, max_bad_records=0, max_skipped_steps=1), bits=63)
-    if cfg.num_workers is not None and not 0 <= cfg.num_workers <= 1024:
-        raise InputError(f"setting num_workers={cfg.num_workers}: expected 0 to 1024")
-    check_least(cfg, dict(num_classes=1, num_image=1), bits=31)
-    if not all(isinstance(name, str) for name in cfg.val_targets or ()):
-        raise InputError(f"setting val_targets={cfg.val_targets}: expected names of .bin files")
-    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout")
-    check_choices(cfg, precision=tuple(AUTOCAST), header=HEADERS, recordio_backend=("builtin", "mxnet"), on_bad_record=("error", "skip"))
-    if cfg.power == 0:
-        raise InputError("setting power=0.0: expected a positive number")
-    if cfg.warmup_epoch >= cfg.num_epoch:
-        raise InputError(f"setting warmup_epoch={cfg.warmup_epoch}: expected less than num_epoch={cfg.num_epoch}")
-    if cfg.batch_size % world_size():
-        raise InputError(f"setting batch_size={cfg.batch_size}: expected a multiple of the {world_size()} processes")
-
-
-def run(config: EasyDict, arguments: Optional[Sequence[str]] = None) -> int:
+def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
         with process_group(cfg.device, cfg.timeout) as device:
             train(cfg, device)
 
     try:
-        return run_command("train", work, config, __doc__, arguments)
+        return run_command("train", work, complete(config), __doc__, arguments, PUBLISHED)
     except (Interrupted, KeyboardInterrupt):
         return STOPPED
     except RunError as error:

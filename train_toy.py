@@ -13,7 +13,7 @@ epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a fil
 import sys
 import time
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Sequence
 
 import pandas as pd
 import torch
@@ -30,7 +30,7 @@ from utils import InputError
 from utils.utils_callbacks import CallBackCheckpoint
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
-from utils.utils_logging import RunningMeans
+from utils.utils_logging import AverageMeter, means_over_ranks
 
 config = EasyDict()
 config.dataset = "digits"       # digits, mnist or cifar10 (see datasets_toy.py)
@@ -77,7 +77,7 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     print(f"{folder}: {len(data.images)} training and {len(data.test_images)} test images, {len(rows)} of {epochs} epochs done", flush=True)
 
     for epoch in range(len(rows), epochs):
-        began, means = time.perf_counter(), RunningMeans()
+        began, meters = time.perf_counter(), [AverageMeter() for _ in range(3)]
         batches = torch.randperm(len(data.images)).split(batch_size)
         network.train(epoch > 0 or cfg.protocol == "strict")
         for number, batch in enumerate(tqdm(batches, f"epoch {epoch + 1}", unit="step", leave=False, dynamic_ncols=True, disable=None)):
@@ -90,10 +90,12 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
             loss, reg_loss, norm = objective(header, embeddings, data.labels[batch].to(device), cfg.lambda_, cfg.xi)
             loss.backward()
             optimizer.step()
-            means.add(loss, reg_loss, norm)
+            for meter, value in zip(meters, (loss, reg_loss, norm)):
+                meter.update(value)
         accuracy, test_norm = toy.measure(toy.embed(network, data.test_images, device), header.weight, data.test_labels)
         seconds = time.perf_counter() - began
-        rows.append(dict(zip(toy.MEASURED, (epoch + 1, (epoch + 1) * len(batches), *means.read(), accuracy, test_norm, seconds))))
+        step, means = (epoch + 1) * len(batches), means_over_ranks(meters)
+        rows.append(dict(zip(toy.MEASURED, (epoch + 1, step, *means, accuracy, test_norm, seconds))))
         checkpoints.save_state({"step": rows[-1]["step"], "epochs": rows})
         toy.write_results(folder, settings, rows)
         print("epoch {epoch}  loss {loss:.4f}  reg_loss {reg_loss:.4f}  accuracy {accuracy:.2%}  norm {norm:.4f}  {seconds:.0f} s".format(
@@ -112,7 +114,7 @@ def check(cfg: EasyDict) -> None:
     check_not_negative(cfg, "xi", "lambda_", "lr")
 
 
-def run(arguments: Optional[Sequence[str]] = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
         with process_group(cfg.device) as device:

@@ -1,59 +1,33 @@
-"""Every embedding network by its name."""
+"""Every embedding network by its name.
+
+A network registers itself where it is defined (registry.py); that of another project is named `package.module:Name`.
+"""
 import contextlib
-import difflib
+import functools
 import math
 import os
-from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from backbones.bounds import lipschitz_bound
+from backbones.bounds import at_most_one, lipschitz_bound
+from backbones.chain import CannotFollow, chain
+from backbones.registry import BACKBONES, Backbone, register
+from backbones.wrappers import DividedOutput, FlipAveraged, ScaledInput, averaged
 from utils import InputError
-from utils.checkpoint import load_weights
+from utils.checkpoint import is_plain, load_weights
 
+__all__ = ["BACKBONES", "DividedOutput", "FlipAveraged", "ScaledInput", "adversarially_trained", "averaged", "backbone_names",
+           "embedding_size", "get_backbone", "image_size", "input_scale", "is_lipschitz", "lipschitz_bound", "load_network", "naming",
+           "register", "stored_network"]
 MAX_FACE = 2**18  # pixels; the largest networks here take 112 x 112, and activations have 64 channels
 
 
-class _Entry(NamedTuple):
-    module: str
-    builder: str
-    arguments: tuple = ()
-    options: "Mapping[str, Any]" = MappingProxyType({})
-    lipschitz: bool = False
-    scale: float = 1.0  # what pixels in [-0.5, 0.5] are multiplied by before they enter the network
-
-
-_NETWORKS = {
-    "sllnet": _Entry("sllnet", "SLLNet", lipschitz=True),
-    "sllnet_small": _Entry("sllnet", "SLLNetSmall", lipschitz=True),
-    "sllnet_p2": _Entry("sllnet", "SLLNet", options={"power": 2}, lipschitz=True),  # the rescaling of powers.py
-    "sllnet_small_p2": _Entry("sllnet", "SLLNetSmall", options={"power": 2}, lipschitz=True),
-    "sllnet_plus": _Entry("sllnet", "SLLNetPlus", lipschitz=True),
-    "sllnet_mnist": _Entry("toyexamples", "SLLNet_MNIST", lipschitz=True),
-    "sllnet_cifar": _Entry("toyexamples", "SLLNet_CIFAR", lipschitz=True),
-    "net_mnist": _Entry("toyexamples", "Net_MNIST"),
-    "net_cifar": _Entry("toyexamples", "Net_CIFAR"),
-    "net_small": _Entry("toyexamples", "Net_Small"),
-    **{f"iresnet{depth}": _Entry("iresnet", f"iresnet{depth}", scale=2.0) for depth in (18, 34, 50, 100, 200)},
-    "ir_50": _Entry("iresnet_AT", "IR_50", arguments=((112, 112),)),  # doubles its input itself
-}
-
-
 def backbone_names() -> list[str]:
-    """The names that `get_backbone` knows."""
-    return list(_NETWORKS)
-
-
-def _entry(name: str) -> _Entry:
-    if name not in _NETWORKS:
-        near = difflib.get_close_matches(name, _NETWORKS, n=1)
-        raise InputError(f"backbone {name!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} "
-                         f"(there are {', '.join(_NETWORKS)})")
-    return _NETWORKS[name]
+    """The names that `get_backbone` knows, besides those of other projects."""
+    return BACKBONES.names()
 
 
 def adversarially_trained(folder: "str | os.PathLike[str]" = "params") -> dict[str, dict[str, str]]:
@@ -66,36 +40,50 @@ def adversarially_trained(folder: "str | os.PathLike[str]" = "params") -> dict[s
 def get_backbone(name: str, **kw: Any) -> nn.Module:
     """The raw network `name` with fresh weights; `kw` goes to its constructor. Raises InputError for an unknown name.
 
-    Its state dict is that of the released checkpoints. Pixels in [-0.5, 0.5] are to be multiplied by `input_scale(name)` first.
+    Its state dict is that of the released checkpoints. Pixels in [-0.5, 0.5] are to be multiplied by `input_scale(name)` first. Its attribute
+    `built_as` is (name, kw), if `kw` is plain data, which `checkpoint.save_weights` writes beside its weights.
     """
-    entry = _entry(name)
-    builder: Callable[..., nn.Module] = getattr(import_module(f"backbones.{entry.module}"), entry.builder)
-    return builder(*entry.arguments, **{**entry.options, **kw})
+    entry = BACKBONES.find(name)
+    network = entry.build(**{**entry.arguments, **kw})
+    if not isinstance(network, nn.Module):
+        raise InputError(f"backbone {name}: makes a {type(network).__name__}, expected an nn.Module")
+    if is_plain(kw):
+        network.built_as = (name, kw)
+    return network
 
 
 def input_scale(name: str) -> float:
     """The factor for pixels in [-0.5, 0.5]: 2 for networks that were trained on [-1, 1] and do not double by themselves, else 1."""
-    return _entry(name).scale
+    return BACKBONES.find(name).scale
 
 
 def image_size(name: str) -> tuple[int, int, int]:
-    return (3, 112, 112)
+    """(C, H, W) of the images that the network is made for."""
+    return BACKBONES.find(name).image_size
 
 
 def is_lipschitz(name: str) -> bool:
-    """Whether the network is 1-Lipschitz in l2 by construction, so that certificates hold for it."""
-    return _entry(name).lipschitz
+    """Whether the network is 1-Lipschitz in l2 by construction, so that certificates may hold for it: `load_network` proves it of weights.
+
+    Without a word in its registration that is found out: whether it applies layers that declare a Lipschitz constant one after another.
+    Raises InputError where it has such layers only, but images of its registered size cannot be followed through it.
+    """
+    entry = BACKBONES.find(name)
+    return _is_chain(entry.name) if entry.lipschitz is None else entry.lipschitz
 
 
-class ScaledInput(nn.Module):
-    """network(scale * images): what lets every network here be fed with pixels in [-0.5, 0.5]."""
-
-    def __init__(self, network: nn.Module, scale: float):
-        super().__init__()
-        self.network, self.scale = network, scale
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images * self.scale)
+@functools.lru_cache(maxsize=None)
+def _is_chain(name: str) -> bool:
+    with torch.device("meta"):
+        network = get_backbone(name)
+    try:
+        chain(network, image_size(name))
+    except CannotFollow as error:
+        raise InputError(f"backbone {name}: {error}; a network for images of another size is registered with its image_size, and one that "
+                         "is not 1-Lipschitz with lipschitz=False") from None
+    except InputError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -115,62 +103,57 @@ def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
         network.train(training)
 
 
-class FlipAveraged(nn.Module):
-    """(network(images) + network(mirrored images)) / 2: as Lipschitz as the network is, and the same for an image and its mirror
-    image.
-    """
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (self.network(images) + self.network(images.flip(-1))) / 2
-
-
-def averaged(network: nn.Module, flip: str) -> nn.Module:
-    """The network, or with flip="average" the mean of its embeddings of an image and its mirror image."""
-    return FlipAveraged(network).eval() if flip == "average" else network
-
-
-class DividedOutput(nn.Module):
-    """network(images) / lipschitz: 1-Lipschitz where `lipschitz` is a bound for the network. No cosine changes, and every radius grows
-    by 1 / lipschitz, as the norms do.
-    """
-
-    def __init__(self, network: nn.Module, lipschitz: float):
-        super().__init__()
-        self.network, self.lipschitz = network, lipschitz
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images) / self.lipschitz
-
-
 def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",
                  dtype: torch.dtype = torch.float32, tight: bool = False, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
 
     With `tight` its embeddings are divided by its proven Lipschitz constant (`DividedOutput`), which the norm of the last layer makes
-    smaller than 1. Raises InputError where the checkpoint is missing, damaged or of another network, where the layers of a network that
-    is to be 1-Lipschitz are not so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
+    smaller than 1. Raises InputError where the checkpoint is missing, damaged or of another network, where a network that is to be
+    1-Lipschitz is not proven to be so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
     """
     network = stored_network(name, weights, **kw).to(device=device, dtype=dtype)
+    if input_scale(name) != 1:
+        network = ScaledInput(network, input_scale(name)).eval()
     if is_lipschitz(name):
         with naming(weights):
-            bound = lipschitz_bound(network)
+            bound = lipschitz_bound(network, image_size(name))
             if tight and not bound > 0:
                 raise InputError("the last layer is zero: there is nothing to divide by")
+            if not tight:
+                at_most_one(bound)
         return DividedOutput(network, bound).eval() if tight else network
     if tight:
         raise InputError(f"backbone {name}: this network is not 1-Lipschitz, so it has no constant to divide by")
-    return network if input_scale(name) == 1 else ScaledInput(network, input_scale(name)).eval()
+    return network
 
 
 def stored_network(name: str, weights: "str | os.PathLike[str]", **kw: Any) -> nn.Module:
-    """The raw network `name` with the checkpoint `weights`, in eval mode and frozen, its Lipschitz constant not looked at."""
+    """The raw network `name` with the checkpoint `weights`, in eval mode and frozen, its Lipschitz constant not looked at.
+
+    Raises InputError where the checkpoint is missing or damaged, does not fit, or says that it is of another network.
+    """
     network = get_backbone(name, **kw)
-    load_weights(network, weights)
+    load_weights(network, weights, functools.partial(_refuse_another, name, kw))
     return network.eval().requires_grad_(False)
+
+
+def _refuse_another(name: str, arguments: Mapping[str, Any], stored: str, stored_arguments: Mapping[str, Any]) -> None:
+    """Raise InputError unless a checkpoint of `stored` is one of `name`, under another name perhaps. No code of others is imported for
+    that, whatever a file says."""
+    expected = BACKBONES.find(name)
+    found = expected if stored in (name, expected.outside) else None if ":" in stored else _registered(stored)
+    if found is None or found.described_by(stored_arguments) != expected.described_by(arguments):
+        raise InputError(f"holds {_call(stored, stored_arguments)}, expected {_call(name, arguments)}")
+
+
+def _registered(name: str) -> "Backbone | None":
+    with contextlib.suppress(InputError):
+        return BACKBONES.find(name)
+    return None
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"[:200] if arguments else name
 
 
 @contextlib.contextmanager

@@ -15,6 +15,12 @@ T commutes with relu, so the block equals  z - 2 V^T relu(V z + c)  with  V = T^
 and transposed convolution with rescaled weights. That form is the one computed here: it needs no activation for T and cannot overflow
 in half precision (||V|| <= 1). `rescaled` of rescaling.py is the one home of the formula.
 
+Folded, a layer is that form with V and c as its weights; what is proven of it is proven of these numbers, whatever they came from:
+
+    ||V z + c - (V y + c)|| <= ||V|| ||z - y||,      and the block's Jacobian I - 2 V^T D V, 0 <= D <= 1, lies between 1 - 2 ||V||^2 and 1,
+
+so that its Lipschitz constant is max(1, 2 ||V||^2 - 1), whatever c is. norms.py bounds ||V||.
+
 With `power=p` a layer takes its t from the p-th power of W W^T instead, see powers.py: less is lost, at a higher cost of the rescaling. The
 parameters are the same.
 """
@@ -25,29 +31,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.rescaling import half_shifts, rescaled, rescaling, taps
+from backbones.kept import Pair, Rescaled, RescaledOnce
+from backbones.kernels import half_shifts, taps
+from backbones.norms import norm_bound
+from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, norm_of_magnitudes
+from backbones.rescaling import rescaled, rescaling
 from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
+from utils import InputError
 
 # what code that was written for this module imports from it
-__all__ = ["Downsize", "FirstChannels", "MaxMin", "PaddingChannels", "RescaledOnce", "SLLConv2d", "SLLLinear", "SLLStage", "half_shifts",
-           "rescaled", "rescaling", "sll_block", "taps"]
+__all__ = ["Downsize", "FirstChannels", "MaxMin", "PaddingChannels", "RescaledOnce", "SLLBlock", "SLLConv2d", "SLLLinear", "SLLStage",
+           "half_shifts", "rescaled", "rescaling", "sll_block", "taps"]
 
 
-def _equal(kept: "tuple[Optional[Tensor], ...]", now: "tuple[Optional[Tensor], ...]") -> bool:
-    """Whether values, types and devices are the same.
-
-    Their versions would be cheaper to compare, but miss edits through `.data` or numpy. Reading the values takes a sixth of the
-    time of one image in SLLNet, and 2 % of a batch of 16; `backbones.export.fold` makes a network without it.
-    """
-    kept, now = ([p for p in parameters if p is not None] for parameters in (kept, now))
-    if [(p.dtype, p.device, p.shape) for p in kept] != [(p.dtype, p.device, p.shape) for p in now]:
-        return False
-    if now[0].device.type == "cpu":
-        return all(map(torch.equal, kept, now))
-    return not torch.stack([(a != b).any() for a, b in zip(kept, now)]).any()  # waits for the device once, not once a parameter
-
-
-class _SLL(nn.Module):
+class _SLL(Rescaled):
     """Weights W, bias b, free parameters q, and the rescaled weights while nothing asks for their gradient.
 
     power: p of the rescaling (SLL-p). Raises ValueError unless it is a positive integer.
@@ -56,8 +53,6 @@ class _SLL(nn.Module):
     weight: nn.Parameter
     bias: Optional[nn.Parameter]
     q: nn.Parameter
-    _kept = None  # (copies of the parameters, T^(1/2) W, T^(1/2) b)
-    _shared = None  # T^(1/2) W and T^(1/2) b of this optimiser step, see `RescaledOnce`
 
     def __init__(self, power: int):
         super().__init__()
@@ -65,25 +60,18 @@ class _SLL(nn.Module):
             raise ValueError(f"power is {power!r}: it must be a positive integer")
         self.power = power
 
-    def fresh(self) -> tuple[Tensor, Optional[Tensor]]:
-        """T^(1/2) W and T^(1/2) b, computed anew."""
-        return rescaled(self.weight, self.bias, self._free_parameters(), self.power)
+    def sources(self) -> tuple[Optional[Tensor], ...]:
+        return self.weight, self.bias, self._free_parameters()
 
-    def rescaled(self) -> tuple[Tensor, Optional[Tensor]]:
-        """T^(1/2) W and T^(1/2) b; computed anew whenever a gradient of the parameters may be asked for or a parameter changed."""
-        return self._shared if self._shared is not None else self._rescaled_now()
+    def compute(self, weight: Tensor, bias: Optional[Tensor], q: Tensor) -> Pair:
+        """T^(1/2) W and T^(1/2) b."""
+        if weight.is_meta:  # shapes are all there is
+            return weight, None if bias is None else bias.flatten()
+        return rescaled(weight, bias, q, self.power)
 
-    @torch.compiler.disable  # a compiler would freeze what is kept, or compile t for each of the shifts
-    def _rescaled_now(self) -> tuple[Tensor, Optional[Tensor]]:
-        parameters = (self.weight, self.bias, self._free_parameters())
-        gradients = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
-        if gradients or torch._C._are_functorch_transforms_active():  # what a transform of torch.func sees belongs to that call
-            return self.fresh()
-        if self._kept is None or not _equal(self._kept[0], parameters):
-            with torch.no_grad(), torch.inference_mode(False):
-                copies = tuple(None if p is None else p.detach().clone() for p in parameters)
-                self._kept = (copies, *rescaled(*copies, self.power))
-        return self._kept[1], self._kept[2]
+    def compute_t(self) -> Tensor:
+        """t of the layer, [C], in float32 or better, differentiable."""
+        return rescaling(self.weight, self._free_parameters(), self.power)
 
     def _free_parameters(self) -> Tensor:
         return self.q
@@ -91,19 +79,11 @@ class _SLL(nn.Module):
     def _extra(self) -> str:
         return f", power={self.power}" if self.power > 1 else ""
 
-    def train(self, mode: bool = True):
-        self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kw):
-        self._kept = None
-        return super()._apply(*args, **kw)
-
-    def __getstate__(self):
-        state = dict(self.__dict__)
-        state.pop("_kept", None)
-        state.pop("_shared", None)
-        return state
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        bias = state_dict.get(f"{prefix}bias")
+        if bias is not None and self.bias is not None and bias.shape != self.bias.shape and bias.numel() == self.bias.numel():
+            state_dict[f"{prefix}bias"] = bias.reshape(self.bias.shape)  # one value a channel is that, however many axes of length 1 it has
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def sll_block(z: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
@@ -122,15 +102,16 @@ def sll_block(z: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int, pa
 class SLLConv2d(_SLL):
     """z -> z - 2 W^T T relu(W * z + b), equation (SLL), for images z [N, cin, H, W]; 1-Lipschitz in l2.
 
-    cin: channels of the image; inner_dim: channels of W * z; kernel_size: odd; stride: of the inner convolution (the image keeps its
-    size); bias: one value per inner channel, [1, inner_dim, 1, 1]; power: p of (SLL-p). W starts orthogonal, q standard normal, b uniform
-    in +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
+    cin: channels of the image; inner_dim: channels of W * z, -1 for as many; kernel_size: odd; stride: of the inner convolution (the image
+    keeps its size); bias: one value per inner channel, [1, inner_dim, 1, 1]; power: p of (SLL-p). W starts orthogonal, q standard normal, b
+    uniform in +-1/sqrt(fan in). Raises ValueError for an even kernel, whose zero padding would not be symmetric.
     """
 
     def __init__(self, cin: int, inner_dim: int, kernel_size: int = 3, stride: int = 1, bias: bool = False, power: int = 1):
         super().__init__(power)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}: it must be odd")
+        inner_dim = cin if inner_dim == -1 else inner_dim
         self.stride, self.padding = stride, kernel_size // 2
         self.weight = nn.Parameter(torch.empty(inner_dim, cin, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(1, inner_dim, 1, 1)) if bias else None
@@ -147,9 +128,62 @@ class SLLConv2d(_SLL):
     def forward(self, z: Tensor) -> Tensor:
         return sll_block(z, *self.rescaled(), self.stride, self.padding)
 
+    def folded(self) -> "FoldedSLLConv2d":
+        """The same with V and c as plain weights, to be multiplied with as they are."""
+        return FoldedSLLConv2d(self)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        """Raises InputError where ||V|| may be above 1 by more than rounding: the rescaling has not kept its promise."""
+        return _promised(self.folded())
+
     def extra_repr(self) -> str:
         inner, cin, k, _ = self.weight.shape
         return f"{cin}, {inner}, kernel_size={k}, stride={self.stride}, bias={self.bias is not None}{self._extra()}"
+
+
+class FoldedSLLConv2d(nn.Module):
+    """z -> z - 2 V^T relu(V z + c) with V = T^(1/2) W and c = T^(1/2) b as plain weights.
+
+    root, power: what V was rescaled by, [C], and the p of that; they make the bound of ||V|| tight and have no part in the layer.
+    """
+
+    def __init__(self, layer: SLLConv2d):
+        super().__init__()
+        weight, bias = layer.rescaled()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
+        self.stride, self.padding = layer.stride, layer.padding
+        self.root, self.power = row_quotients(weight, layer.weight), layer.power
+
+    def forward(self, z: Tensor) -> Tensor:
+        return sll_block(z, self.weight, self.bias, self.stride, self.padding)
+
+    def norm(self) -> float:
+        """At least ||V||, as an operator on images of any size. Raises InputError for values that are not finite."""
+        return norm_bound(_finite(self.weight), self.root, self.power)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return self.constant_of(self.norm())
+
+    @staticmethod
+    def constant_of(norm: float) -> float:
+        """From at least ||V||; NaN of NaN, which `max` would drop in its second place."""
+        return max((2 * norm**2 - 1) * (1 + 4 * UNIT), 1.0)
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        inner, cin, k, _ = self.weight.shape
+        norm = self.norm()
+        pixels = math.prod((n + 2 * self.padding - k) // self.stride + 1 for n in shape[-2:])
+        bias = torch.zeros(1) if self.bias is None else self.bias
+        shift, lifted = (math.sqrt(pixels) * values.norm().item() * UP for values in (bias, bias.clamp_min(0)))
+        magnitude = norm_of_magnitudes(self.weight.abs().sum((2, 3)))
+        of_relu = gamma(cin * k * k + 1) * (magnitude * state.size + shift)
+        relu = norm * state.size + lifted + of_relu
+        of_step = gamma(inner * k * k) * magnitude * relu + norm * of_relu
+        step = norm * relu + of_step
+        local = (2 * of_step + 2 * UNIT * (state.size + 2 * step)) * UP + UNDERFLOW
+        constant = self.constant_of(norm)
+        return State((constant * state.size + 2 * norm * lifted + local) * UP, (constant * state.error + local) * UP)
 
 
 class SLLLinear(_SLL):
@@ -178,46 +212,64 @@ class SLLLinear(_SLL):
     def forward(self, z: Tensor) -> Tensor:
         return F.linear(z, *self.rescaled())
 
+    def folded(self) -> "FoldedSLLLinear":
+        """The same with V and c as plain weights, to be multiplied with as they are."""
+        return FoldedSLLLinear(self)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        """Raises InputError where ||V|| may be above 1 by more than rounding: the rescaling has not kept its promise."""
+        return _promised(self.folded())
+
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}{self._extra()}"
 
 
-class RescaledOnce:
-    """Compute the rescaling of every SLL layer once for all forward and backward passes between two changes of the weights.
+class FoldedSLLLinear(nn.Linear):
+    """z -> V z + c with V = T^(1/2) W and c = T^(1/2) b as plain weights."""
 
-        with RescaledOnce(network) as rescaling:
-            for number, part in enumerate(parts):
-                if number == len(parts) - 1:
-                    rescaling.last()
-                loss(network(part)).backward()
+    def __init__(self, layer: SLLLinear):
+        weight, bias = layer.rescaled()
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # without values that would be drawn for nothing
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
 
-    Until `last` is called the passes use leaves with the values of T^(1/2) W and T^(1/2) b, whose gradients add up; the last backward pass
-    adds these to its own and goes on through t to the parameters. So the parameters receive all gradients in one backward pass, the
-    only one whose gradients DDP has to average. With nothing left to compute in a layer but convolutions, a compiled network has no
-    graph breaks.
-    """
+    def norm(self) -> float:
+        """At least ||V||. Raises InputError for values that are not finite."""
+        return norm_bound(_finite(self.weight))
 
-    def __init__(self, network: nn.Module):
-        self.layers = [module for module in network.modules() if isinstance(module, _SLL)]
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return self.norm()
 
-    def __enter__(self) -> "RescaledOnce":
-        with torch.enable_grad():
-            self.live = [layer.fresh() for layer in self.layers]
-        for layer, live in zip(self.layers, self.live):
-            layer._shared = tuple(None if value is None else value.detach().requires_grad_() for value in live)
-        return self
+    @staticmethod
+    def constant_of(norm: float) -> float:
+        return norm
 
-    def last(self) -> None:
-        """The next backward pass is the last one."""
-        for layer, live in zip(self.layers, self.live):
-            for value, leaf in zip(live, layer._shared):
-                if leaf is not None and leaf.grad is not None:
-                    value.register_hook(leaf.grad.add)
-            layer._shared = live
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        norm = self.norm()
+        shift = 0.0 if self.bias is None else self.bias.norm().item() * UP
+        local = gamma(self.in_features + 1) * (norm_of_magnitudes(self.weight.abs()) * state.size + shift) * UP + UNDERFLOW
+        return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
 
-    def __exit__(self, *_) -> None:
-        for layer in self.layers:
-            layer._shared = None
+
+@torch.no_grad()
+def row_quotients(v: Tensor, w: Tensor) -> Tensor:
+    """What each row of V is W's times, [C], in float64, or close to it; NaN for rows of zeros."""
+    largest = [values.detach().flatten(1).abs().amax(1).cpu().double() for values in (v, w)]
+    return largest[0] / largest[1]
+
+
+def _finite(weight: Tensor) -> Tensor:
+    if not weight.isfinite().all():
+        raise InputError("the rescaled weights are not finite")
+    return weight
+
+
+def _promised(plain: "FoldedSLLConv2d | FoldedSLLLinear") -> float:
+    norm = plain.norm()
+    constant = plain.constant_of(norm)
+    if not norm <= 1 + TOLERANCE:
+        raise InputError(f"its Lipschitz constant may be {constant:.6g}, expected at most 1: no certificate holds for it")
+    return constant
 
 
 class SLLStage(nn.Module):
@@ -229,3 +281,10 @@ class SLLStage(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layer(z)
+
+
+class SLLBlock(SLLStage):
+    """`SLLStage` by its published name: n_blk blocks with nc channels."""
+
+    def __init__(self, nc: int, n_blk: int):
+        super().__init__(nc, n_blk)

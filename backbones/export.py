@@ -17,60 +17,35 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones import averaged, embedding_size, is_lipschitz, load_network
-from backbones.custom_layers import SLLConv2d, SLLLinear, sll_block
+from backbones import averaged, embedding_size, image_size, is_lipschitz, load_network
+from backbones.bounds import lipschitz_bound
+from backbones.proof import folded_layers
 from utils import InputError, checkpoint, one_line
 from utils.files import atomic_write
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
 
 
-class FoldedSLLConv2d(nn.Module):
-    """z -> z - 2 V^T relu(V z + c) with V = T^(1/2) W and c = T^(1/2) b as plain weights."""
-
-    def __init__(self, layer: SLLConv2d):
-        super().__init__()
-        weight, bias = layer.rescaled()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
-        self.stride, self.padding = layer.stride, layer.padding
-
-    def forward(self, z: Tensor) -> Tensor:
-        return sll_block(z, self.weight, self.bias, self.stride, self.padding)
-
-
-def _folded_linear(layer: SLLLinear) -> nn.Linear:
-    weight, bias = layer.rescaled()
-    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        plain.weight.copy_(weight)
-        if bias is not None:
-            plain.bias.copy_(bias)
-    return plain
-
-
 @torch.no_grad()
 def fold(network: nn.Module) -> nn.Module:
-    """A copy of `network` in eval mode whose SLL layers are plain layers with folded weights; same outputs, to rounding."""
-    network = copy.deepcopy(network).eval()
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, SLLConv2d):
-                setattr(parent, name, FoldedSLLConv2d(child))
-            elif isinstance(child, SLLLinear):
-                setattr(parent, name, _folded_linear(child))
-    return network.requires_grad_(False)
+    """A copy of `network` in eval mode whose layers are plain ones with folded weights where they have such a form; same outputs, to rounding.
+
+    Raises InputError for a layer whose `forward` is not the one that its folded form was written for.
+    """
+    return copy.deepcopy(network, folded_layers(network)).eval().requires_grad_(False)
 
 
 def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Sequence[int]) -> None:
     """Write the folded `network`, which takes images [N, C, H, W] with image_size = (C, H, W), to `path` in the format of its ending.
 
-    Raises InputError for another ending, where a package that ONNX needs is missing, and where an ONNX file, run on images of noise by
+    Raises InputError for another ending, for a network that has no Lipschitz bound (see bounds.py: what is written is to be what is
+    certified), where a package that ONNX needs is missing, and where an ONNX file, run on images of noise by
     onnxruntime where that is there, does not give the network's embeddings, as exporters have had their errors.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in one of {', '.join(FORMATS)}")
+    lipschitz_bound(network, image_size)
     folded = fold(network).cpu()
     if path.suffix == ".pt":
         checkpoint.save(path, folded.state_dict())
@@ -141,18 +116,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--backbone", required=True, metavar="NAME")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"what to write; the ending chooses the format: {' '.join(FORMATS)}")
-    parser.add_argument("--image-size", type=_size, nargs=3, default=(3, 112, 112), metavar=("C", "H", "W"))
+    parser.add_argument("--image-size", type=_size, nargs=3, metavar=("C", "H", "W"),
+                        help="size of the images (default: that of the network)")
     parser.add_argument("--flip", choices=("none", "average"), default="none",
                         help="average: embeddings are means over an image and its mirror image (default none)")
     args = parser.parse_args(argv)
     try:
         if not is_lipschitz(args.backbone):
             raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
+        size = args.image_size or image_size(args.backbone)
         if args.flip == "average" and Path(args.out).suffix == ".pt":
             raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
         network = load_network(args.backbone, args.weights)
-        embedding_size(network, args.image_size)
-        export(averaged(network, args.flip), args.out, args.image_size)
+        embedding_size(network, size)
+        export(averaged(network, args.flip), args.out, size)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

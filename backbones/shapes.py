@@ -1,25 +1,37 @@
-"""Layers without parameters: they change the shape of an image, the number of its channels or its brightness; all are 1-Lipschitz in l2."""
+"""Layers without parameters: they change the shape of an image, the number of its channels or its brightness; all are 1-Lipschitz in l2,
+and each says what float64 rounds in it (proof.py).
+"""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backbones.proof import Shape, State, exactly, projected
 
 
 class MaxMin(nn.Module):
     """(a, b) -> (max(a, b), min(a, b)), a and b the two halves of the channels of [N, C, ...]; an isometry almost everywhere.
 
-    Raises ValueError for an odd number of channels.
+    axis: which axis has the channels. Raises ValueError for an odd number of them.
     """
 
-    def forward(self, z: Tensor) -> Tensor:
-        a, b = _halves(z)
+    def forward(self, z: Tensor, axis: int = 1) -> Tensor:
+        a, b = _halves(z, axis)
         first = a >= b  # selecting keeps one byte for backward where torch.maximum keeps both of its inputs
-        return torch.cat((torch.where(first, a, b), torch.where(first, b, a)), dim=1)
+        return torch.cat((torch.where(first, a, b), torch.where(first, b, a)), dim=axis)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
 
 
-def _halves(z: Tensor) -> tuple[Tensor, ...]:
-    if z.shape[1] % 2:
-        raise ValueError(f"MaxMin needs an even number of channels, got {z.shape[1]}")
-    return z.chunk(2, dim=1)
+def _halves(z: Tensor, axis: int = 1) -> tuple[Tensor, ...]:
+    if z.shape[axis] % 2:
+        raise ValueError(f"MaxMin needs an even number of channels, got {z.shape[axis]}")
+    return z.chunk(2, dim=axis)
 
 
 class RemoveMean(nn.Module):
@@ -28,18 +40,38 @@ class RemoveMean(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return z - z.mean((2, 3), keepdim=True)
 
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        """Of z - mean(z) over the n pixels of each channel: the mean, n - 1 sums and a division or a product with 1 / n, is off by
+        gamma_(n+1) sum|z| / n, which makes gamma_(n+1) |z| in l2 of all pixels together, and the difference is rounded once more.
+        """
+        return projected(state, math.prod(shape[-2:]) + 4)
+
 
 class PaddingChannels(nn.Module):
-    """[N, C, H, W] -> [N, ncout, H, W] by channels of zeros; an isometry. Raises ValueError where C > ncout."""
+    """[N, C, H, W] -> [N, ncout, H, W] by channels of zeros; an isometry. Raises ValueError where C > ncout.
 
-    def __init__(self, ncout: int):
+    ncin and mode are the published arguments: the image says how many channels it has, and "zero" is what is known of the modes.
+    """
+
+    def __init__(self, ncout: int, ncin: int = 3, mode: str = "zero"):
         super().__init__()
+        if mode != "zero":
+            raise ValueError(f"mode is {mode!r}: expected 'zero'")
         self.ncout = ncout
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[1] > self.ncout:
             raise ValueError(f"cannot pad {z.shape[1]} channels to {self.ncout}")
         return F.pad(z, (0, 0, 0, 0, 0, self.ncout - z.shape[1]))
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
 
     def extra_repr(self) -> str:
         return f"{self.ncout}"
@@ -56,6 +88,12 @@ class FirstChannels(nn.Module):
         if z.shape[1] < self.ncout:
             raise ValueError(f"cannot keep {self.ncout} of {z.shape[1]} channels")
         return z[:, :self.ncout]
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
 
     def extra_repr(self) -> str:
         return f"{self.ncout}"
@@ -81,6 +119,12 @@ class Downsize(nn.Module):
         a, b = a[:, :self.kept], b[:, :self.kept]  # only maxima are kept: the rest need not be computed
         return F.pixel_unshuffle(torch.where(a >= b, a, b), 2)
 
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
+
     def extra_repr(self) -> str:
         return f"{4 * self.kept} channels"
 
@@ -104,6 +148,15 @@ class HaarDownsize(nn.Module):
         rows, steps = (top + bottom) / 2, (top - bottom)[:, :self.differences] / 2
         left, right = rows[..., ::2], rows[..., 1::2]
         return torch.cat((left + right, steps[..., ::2] + steps[..., 1::2], (left - right)[:, :self.differences]), dim=1)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        """Of halved sums, with signs, of the 4 entries z of a block of pixels: each is rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
+        and there are at most three for a block.
+        """
+        return projected(state, 4)
 
     def extra_repr(self) -> str:
         return f"{self.differences} channels of differences"

@@ -5,10 +5,15 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
-from backbones.shapes import Downsize, HaarDownsize, PaddingChannels, RemoveMean
+from backbones.custom_layers import SLLBlock, SLLConv2d, SLLLinear, SLLStage
+from backbones.registry import register
+from backbones.shapes import Downsize, FirstChannels, HaarDownsize, PaddingChannels, RemoveMean
+
+# what code that was written for the published module imports from it
+__all__ = ["Downsize", "FirstChannels", "SLLBlock", "SLLNet", "SLLNetPlus", "SLLNetSmall"]
 
 
+@register("sllnet", lipschitz=True)
 class SLLNet(nn.Module):
     """The paper's network: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
@@ -24,11 +29,11 @@ class SLLNet(nn.Module):
         self.fp16 = fp16
         self.stem = nn.Sequential(PaddingChannels(32), SLLConv2d(32, 32, bias=True, power=power), Downsize(32, 64))
         self.layer1 = SLLStage(64, config[0], power)
-        self.downsize1 = Downsize(64, 128)
+        self.pool1 = Downsize(64, 128)
         self.layer2 = SLLStage(128, config[1], power)
-        self.downsize2 = Downsize(128, 256)
+        self.pool2 = Downsize(128, 256)
         self.layer3 = SLLStage(256, config[2], power)
-        self.downsize3 = Downsize(256, 512)
+        self.pool3 = Downsize(256, 512)
         self.layer4 = SLLStage(512, config[3], power)
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(512 * 7 * 7, emb_size, power=power)
@@ -36,23 +41,24 @@ class SLLNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """[N, 3, 112, 112] -> [N, 25088], everything before the dense layer."""
         x = self.stem(x)
-        x = self.downsize1(self.layer1(x))
-        x = self.downsize2(self.layer2(x))
-        x = self.downsize3(self.layer3(x))
+        x = self.pool1(self.layer1(x))
+        x = self.pool2(self.layer2(x))
+        x = self.pool3(self.layer3(x))
         return self.flatten(self.layer4(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.float16) if self.fp16 else contextlib.nullcontext():
+        with torch.autocast(x.device.type, torch.float16) if self.fp16 and not x.is_meta else contextlib.nullcontext():
             features = self.features(x)
         return _dense_in_full(self.linear, features)
 
 
 def _dense_in_full(linear: SLLLinear, features: Tensor) -> Tensor:
     """The embedding in the precision of the weights, also under autocast: its norm is the radius, and a half has 11 bits."""
-    with torch.autocast(features.device.type, enabled=False):
+    with contextlib.nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
         return linear(features.to(linear.weight.dtype))
 
 
+@register("sllnet_small", lipschitz=True)
 class SLLNetSmall(nn.Module):
     """A CPU-sized SLLNet: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
@@ -67,19 +73,20 @@ class SLLNetSmall(nn.Module):
             raise ValueError(f"config has {len(config)} stages, expected 3: {config}")
         self.stem = nn.Sequential(nn.PixelUnshuffle(4), PaddingChannels(64))
         self.layer1 = SLLStage(64, config[0], power)
-        self.downsize1 = Downsize(64, 128)
+        self.pool1 = Downsize(64, 128)
         self.layer2 = SLLStage(128, config[1], power)
-        self.downsize2 = Downsize(128, 256)
+        self.pool2 = Downsize(128, 256)
         self.layer3 = SLLStage(256, config[2], power)
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(256 * 7 * 7, emb_size, power=power)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsize1(self.layer1(self.stem(x)))
-        x = self.layer3(self.downsize2(self.layer2(x)))
+        x = self.pool1(self.layer1(self.stem(x)))
+        x = self.layer3(self.pool2(self.layer2(x)))
         return _dense_in_full(self.linear, self.flatten(x))
 
 
+@register("sllnet_plus", lipschitz=True)
 class SLLNetPlus(nn.Module):
     """A better network of the size of SLLNetSmall: [N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz
     in l2. Its steps take about 1.5 times as long; README.md has what it gains in the same time.
@@ -96,10 +103,15 @@ class SLLNetPlus(nn.Module):
             raise ValueError(f"config has {len(config)} stages, expected 2: {config}")
         self.stem = nn.Sequential(RemoveMean(), nn.PixelUnshuffle(4), PaddingChannels(64))
         self.layer1 = SLLStage(64, config[0])
-        self.downsize1 = HaarDownsize(64, 128)
+        self.pool1 = HaarDownsize(64, 128)
         self.layer2 = SLLStage(128, config[1])
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(128 * 14 * 14, emb_size, power=8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _dense_in_full(self.linear, self.flatten(self.layer2(self.downsize1(self.layer1(self.stem(x))))))
+        return _dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
+
+
+# the rescaling of powers.py
+register("sllnet_p2", lipschitz=True, arguments={"power": 2})(SLLNet)
+register("sllnet_small_p2", lipschitz=True, arguments={"power": 2})(SLLNetSmall)

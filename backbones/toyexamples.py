@@ -6,6 +6,7 @@ is the unconstrained counterpart of SLLNetSmall and takes faces as that does.
 from torch import Tensor, nn
 
 from backbones.custom_layers import SLLConv2d, SLLLinear, SLLStage
+from backbones.registry import register
 from backbones.shapes import Downsize, PaddingChannels
 
 EMBEDDING = 512
@@ -24,6 +25,7 @@ class _ToyNetwork(nn.Module):
         return self.neck(self.body(self.stem(x)))
 
 
+@register("sllnet_mnist", image_size=(1, 28, 28), lipschitz=True)
 class SLLNet_MNIST(_ToyNetwork):
     """1-Lipschitz in l2: images [N, 1, 28, 28] -> embeddings [N, 512]. 1,745,248 parameters."""
 
@@ -34,6 +36,7 @@ class SLLNet_MNIST(_ToyNetwork):
             neck=[nn.Flatten(), SLLLinear(64 * 7 * 7, EMBEDDING)])
 
 
+@register("sllnet_cifar", image_size=(3, 32, 32), lipschitz=True)
 class SLLNet_CIFAR(_ToyNetwork):
     """1-Lipschitz in l2: images [N, 3, 32, 32] -> embeddings [N, 512]. 3,177,408 parameters."""
 
@@ -64,6 +67,7 @@ class ConvBlock(nn.Module):
         return self.layer(x)
 
 
+@register("net_mnist", image_size=(1, 28, 28), lipschitz=False)
 class Net_MNIST(_ToyNetwork):
     """Unconstrained: images [N, 1, 28, 28] -> embeddings [N, 512]. 1,768,032 parameters."""
 
@@ -74,6 +78,7 @@ class Net_MNIST(_ToyNetwork):
             neck=[nn.Flatten(), nn.Linear(64 * 7 * 7, EMBEDDING, bias=False)])
 
 
+@register("net_cifar", image_size=(3, 32, 32), lipschitz=False)
 class Net_CIFAR(_ToyNetwork):
     """Unconstrained: images [N, 3, 32, 32] -> embeddings [N, 512]. 3,567,008 parameters."""
 
@@ -85,6 +90,7 @@ class Net_CIFAR(_ToyNetwork):
             neck=[nn.Flatten(), nn.Linear(256 * 4 * 4, EMBEDDING, bias=False)])
 
 
+@register("net_small", lipschitz=False)
 class Net_Small(_ToyNetwork):
     """Unconstrained counterpart of SLLNetSmall: [N, 3, 112, 112], pixels in [-0.5, 0.5] -> [N, emb_size]. 2,778,752 parameters."""
 

@@ -13,7 +13,8 @@ from eval.records import Records, certified_accuracies
 GREY = 255  # grey levels in the unit of radii
 
 
-def further(found: Records, far: float, certified_far: Sequence[float], orders: Sequence[float], eps_p: Sequence[float]) -> dict[str, Any]:
+def further(found: Records, far: float, certified_far: Sequence[float], orders: Sequence[float], eps_p: Sequence[float]
+            ) -> dict[str, Any]:
     """What is asked for, for the summary: `certified_far` by budget, `lp` for each norm."""
     certified_far, eps_p = budgets(certified_far), budgets(eps_p)
     summary: dict[str, Any] = {}

@@ -44,8 +44,8 @@ class Certificate:
     "joint", both, with sqrt(|dx|^2 + |dy|^2) below it. label: the same in a few words. The network is 1-Lipschitz in l2.
     """
     geometry: ClassVar[str] = "one"
-    label: ClassVar[str] = "one image moves"
-    name = ""
+    label: str = "one image moves"
+    name: str = ""
 
     @property
     def column(self) -> str:
@@ -89,6 +89,9 @@ class OneImage(Certificate):
         return certification.untargeted_radius(norm, tau, protocol)
 
 
+ONE = OneImage()
+
+
 @CERTIFICATES.register("both")
 class BothImages(Certificate):
     """Both images may move, each by less than the radius."""
@@ -113,7 +116,7 @@ class OneImageLp(OneImage):
     """Theorem 1 in the l_p norm, 1 <= p <= inf, as |d|_2 <= n^max(0, 1/2 - 1/p) |d|_p for n numbers."""
 
     def __init__(self, p: float):
-        self.p, self.name = p, f"l{p:g}"
+        self.p, self.name, self.label = p, f"l{p:g}", f"one image moves, l_{p:g} norm"
 
     @property
     def column(self) -> str:

@@ -117,7 +117,7 @@ def untargeted_radius(norm: Any, tau: Any, protocol: str = "strict") -> Tensor:
 
 
 def theorem2_upper_bound(image_distance: Any, theta: Any, tau: Any) -> Tensor:
-    """Theorem 2: what a radius can be at most, without false acceptance, for images |x - y| apart:
+    """Theorem 2: what a radius can be at most, without false acceptance, for images |x - y| apart.
 
     |x - y| / sqrt(2 (1 - tau)) * |sqrt(1 - tau^2) cos(theta) - tau sin(theta)|.
     """

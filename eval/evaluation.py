@@ -70,3 +70,6 @@ def budgets(values: Iterable[float]) -> tuple[float, ...]:
         if not 0 < eps < math.inf:
             raise InputError(f"budget eps is {eps}, expected positive and finite")
     return values
+
+
+DEFAULTS = Evaluation()

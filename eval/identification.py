@@ -10,8 +10,8 @@ has the radii and their proofs.
     FPIR        a probe of nobody who is enrolled is accepted (false-positive identification rate)
 """
 import os
-from pathlib import Path
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from eval import certification, verification
 from eval.evaluation import Evaluation, budgets
-from eval.records import certified_accuracies, require_proof
+from eval.records import certified_accuracies, proven_or_divided
 from eval.store.results import SUMMARY
 from eval.store.schema import write_summary
 from utils import InputError
@@ -94,10 +94,10 @@ def _as_it_is(image: Tensor, name: str) -> Tensor:
 
 
 def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split, fpir: float = 1e-2, tau: "float | None" = None,
-             eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", **embedding: Any
-             ) -> tuple[pd.DataFrame, dict[str, Any]]:
+             eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", lipschitz: float | None = None,
+             **embedding: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(probes, summary) of a dataset that was split. tau: None chooses the loosest with FPIR at most `fpir`; without unknown probes
-    there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. `embedding` goes to
+    there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. lipschitz: as `records.certify`. `embedding` goes to
     `verification.embed_images`.
 
     probes has a row a probe: probe (number of the image), identity, enrolled, found (whose template is the nearest), cosine, norm,
@@ -105,7 +105,7 @@ def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split
     has radius 0. Raises InputError where an image cannot be used or no threshold can be chosen.
     """
     eps = budgets(eps)
-    require_proof(network, dataset[0][0].shape)
+    network = proven_or_divided(network, dataset[0][0].shape, lipschitz)
     images = _Images(dataset, np.concatenate([split.enrolled.ravel(), split.probes]))
     embeddings = verification.embed_images(network, images, describe=images.describe, decode=_as_it_is, progress=progress,
                                            **embedding)[0].double()
@@ -125,7 +125,8 @@ def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split
         radius = np.where(probes["enrolled"], np.minimum(probes["radius_rank1"], search.acceptance(tau)), search.rejection(tau))
         probes["radius"] = np.where(decided, radius, 0.)
     return probes, {**summarise(probes, search, fpir, target, tau, eps), "n_templates": len(split.identities),
-                    "enrolled": split.enrolled.shape[1], "poisoned": poisoned}
+                    "enrolled": split.enrolled.shape[1], "poisoned": poisoned,
+                    "lipschitz": 1.0 if lipschitz is None else float(lipschitz), "lipschitz_assumed": lipschitz is not None}
 
 
 class Search:

@@ -1,6 +1,6 @@
 """Records of an evaluation: one row a pair, one row an image, and the summary that is computed from these rows alone."""
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from backbones import DividedOutput, lipschitz_bound
+from backbones.bounds import at_most_one
 from eval import certification, verification
-from eval.certificates import Case, Certificate, OneImage, certificate
-from eval.evaluation import Evaluation
+from eval.certificates import ONE, Case, Certificate, OneImage, certificate
+from eval.evaluation import DEFAULTS, Evaluation
 from eval.summary import ByBudget, Summary
 from eval.verification import PairSet
 from utils import InputError
-from utils.images import decode_image
 
 FORMAT = 2  # of the files of a results folder
 AUDITED = "audit"  # what stands for an attack where it was the audit
@@ -45,7 +45,7 @@ class Records:
         return "radius" in self.pairs
 
 
-def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation = Evaluation(), lipschitz: float | None = None,
+def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation = DEFAULTS, lipschitz: float | None = None,
             **embedding: Any) -> Records:
     """Embed the unique images of a pair set once, choose tau (unless given) and certify each pair and each image.
 
@@ -54,33 +54,33 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     summary says that it is assumed. `embedding` goes to `verification.embed_images`. Raises InputError where an image cannot be used, no
     threshold can be chosen, or nothing proves the network's constant.
     """
-    assumed = lipschitz is not None
-    if assumed:
-        network = divided(network, lipschitz)
-    else:
-        require_proof(network, pair_set.image_size)
+    network = proven_or_divided(network, pair_set.image_size, lipschitz)
     embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe, **embedding)
     found = evaluate(pair_set, embeddings, evaluation)
-    found.summary.update(lipschitz=float(lipschitz) if assumed else 1.0, lipschitz_assumed=assumed)
+    found.summary.update(lipschitz=1.0 if lipschitz is None else float(lipschitz), lipschitz_assumed=lipschitz is not None)
     return found
 
 
-def require_proof(network: Callable[[Tensor], Tensor], image_size: Iterable[int]) -> None:
-    """Raise InputError unless the layers of a network prove that it is 1-Lipschitz at images of this size [C, H, W]."""
+def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None
+                      ) -> Callable[[Tensor], Tensor]:
+    """A network whose layers prove that it is 1-Lipschitz at images of this size [C, H, W], as it is; another one with its embeddings
+    divided by the constant `lipschitz` that the caller vouches for. Raises InputError where neither is so.
+    """
+    if lipschitz is not None:
+        if not 0 < lipschitz < np.inf:
+            raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
+        return DividedOutput(network, float(lipschitz)).eval()
     if not isinstance(network, nn.Module):
-        raise InputError(f"{getattr(network, '__name__', type(network).__name__)}: a function has no layers that prove a Lipschitz constant: "
-                         "give your own bound, lipschitz=")
-    pass
+        name = getattr(network, "__name__", type(network).__name__)
+        raise InputError(f"{name}: a function has no layers that prove a Lipschitz constant: give your own bound, lipschitz=")
+    try:
+        at_most_one(lipschitz_bound(network, tuple(image_size)))
+    except InputError as error:
+        raise InputError(f"{error}; your own bound for it is given by lipschitz=") from None
+    return network
 
 
-def divided(network: Callable[[Tensor], Tensor], lipschitz: float) -> nn.Module:
-    """The network with its embeddings divided by a Lipschitz constant that the caller vouches for."""
-    if not 0 < lipschitz < np.inf:
-        raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
-    return DividedOutput(network, float(lipschitz)).eval()
-
-
-def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Evaluation(), certified: bool = True) -> Records:
+def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEFAULTS, certified: bool = True) -> Records:
     """The records of embeddings [flips, n, D] of a 1-Lipschitz network, of which the caller makes sure (`certify` does).
 
     Those of other networks (certified=False) have no radii, and None for every certified figure.
@@ -98,15 +98,16 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = Eva
         case = Case(*(pairs[name].to_numpy() for name in ("norm_left", "norm_right", "theta")), tau, protocol,
                     int(np.prod(pair_set.image_size)))
         right = pairs["accepted"] == pairs["same"]
-        pairs["radius"] = np.where(right, OneImage().radius(case).numpy(), 0.)
+        pairs["radius"] = np.where(right, ONE.radius(case).numpy(), 0.)
         distance = np.tile(image_distances(pair_set), 1 + pairs["flipped"].any())  # mirrored images are as far apart
         pairs["upper_bound"] = certification.upper_bound(distance, case.theta, tau, protocol).numpy()
         for one in further:
+            if one.column in pairs:
+                raise InputError(f"certificate {one.name}: there is a column {one.column} already, expected a name that no other has")
             pairs[one.column] = np.where(right, one.radius(case).numpy(), 0.)
         images["radius_u"] = OneImage.untargeted(images["norm"].to_numpy(), tau, protocol).numpy()
     summary = summarise(pairs, images, dataclasses.replace(evaluation, tau=tau), further)
-    summary.update(format=FORMAT, far_target=evaluation.far_target, flip=evaluation.flip, image_size=list(pair_set.image_size),
-                   resized=pair_set.resized)
+    summary.update(format=FORMAT, far_target=evaluation.far_target, flip=evaluation.flip, image_size=list(pair_set.image_size))
     if evaluation.far_target is None:
         summary["reasons"]["far_target"] = "tau was given"
     return Records(pairs, images, summary)

@@ -282,4 +282,5 @@ def _warn_of_fallen_certificates(found: Records, name: str) -> None:
     """
     for kind, eps, number in outcomes.fallen_certificates(found, name) if found.certified else ():
         at = "" if eps is None else f" at {eps}"
-        warnings.warn(f"{number} certified decisions fell ({name}, {OBJECTIVES[kind]}{at}): the audit tells whether by rounding")
+        warnings.warn(f"{number} certified decisions fell ({name}, {OBJECTIVES[kind]}{at}): the audit tells whether by rounding",
+                      stacklevel=2)

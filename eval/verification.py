@@ -1,17 +1,20 @@
-"""Face verification: .bin files of image pairs, embeddings of their images, and the field's figures of merit.
+"""Face verification: .bin files of image pairs, embeddings of their images, and the field's names for them.
 
-A pair is accepted iff its cosine is > tau. An embedding that is zero or not finite has no direction: its pairs get the
-cosine -inf, so that they are rejected at every threshold and still count in every denominator.
+A pair is accepted iff its cosine is > tau; one with an embedding without direction (`utils.directions`) is rejected at every threshold and
+counts in every denominator. Figures of merit are in eval/rates.py and eval/folds.py; all of it can be had from here, by the names that
+scripts call.
 """
 import contextlib
+import hashlib
 import os
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -19,11 +22,19 @@ from tqdm import tqdm
 from backbones import embedding_size
 from datasets import to_float
 from eval.certification import is_paper
+from eval.folds import LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate, ten_fold_accuracy
+from eval.rates import auc, best_accuracy, eer, roc, tar_far, threshold_at_far
 from utils import InputError, RecordError
+from utils.directions import cosine, norms
 from utils.distributed import all_gather_interleaved, rank, world_size
 from utils.images import decode_image, encode_image
-from utils.untrusted.pickles import load_plain
+from utils.images import image_size as size_of
 from utils.precision import full_precision
+from utils.untrusted.pickles import load_plain
+
+__all__ = ["LFold", "PairSet", "auc", "best_accuracy", "calculate_accuracy", "calculate_roc", "calculate_val", "calculate_val_far", "eer", "embed_images",
+           "evaluate", "load_bin", "norms", "pair_cosines", "read_bin", "require_size", "resized", "roc", "tar_far", "ten_fold_accuracy",
+           "test", "threshold_at_far"]
 
 CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, and the full SLLNet takes 10 MB for each
 
@@ -32,7 +43,7 @@ CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, 
 class PairSet:
     """The pairs of a .bin file.
 
-    images: encoded images, unique by content, in order of first appearance; left, right: their numbers for each pair,
+    images: encoded images, unique by content (`read_bin`), in order of first appearance; left, right: their numbers for each pair,
     int64 [N]; same: whether a pair shows one person, bool [N]; positions: where each unique image first stands in the
     file.
     """
@@ -42,12 +53,6 @@ class PairSet:
     right: np.ndarray
     same: np.ndarray
     positions: np.ndarray
-    resize: "tuple[int, int] | None" = None
-
-    @property
-    def resized(self) -> bool:
-        """Whether images are brought to another size."""
-        return self.resize is not None
 
     @property
     def image_size(self) -> tuple[int, int, int]:
@@ -56,11 +61,7 @@ class PairSet:
 
     def decode(self, number: int) -> Tensor:
         """The unique image of a number, uint8 [C, H, W]."""
-        return self.decode_image(self.images[number], self.describe(number))
-
-    def decode_image(self, image: bytes, name: str) -> Tensor:
-        """An encoded image as this set sees it."""
-        return decode_image(image, name)
+        return decode_image(self.images[number], self.describe(number))
 
     @property
     def name(self) -> str:
@@ -72,13 +73,16 @@ class PairSet:
         return f"{self.path}: image {self.positions[image]}"
 
 
-def read_bin(path: "str | os.PathLike[str]", unique: str = "bytes", resize: "tuple[int, int] | None" = None) -> PairSet:
+def read_bin(path: str | os.PathLike[str], unique: str = "bytes") -> PairSet:
     """Read a .bin: the pickle of (images, issame), two images a pair, pair k being images 2k and 2k + 1.
 
-    Images are encoded (bytes, or uint8 arrays of the encoded bytes) or decoded (uint8 arrays [H, W, 3] in RGB); nothing
-    is decoded here. Pickles of Python 2 and 3 are read, plain data only. Raises OSError where the file cannot be read,
-    InputError where it is no such file.
+    Images are encoded (bytes, or uint8 arrays of the encoded bytes) or decoded (uint8 arrays [H, W, 3] in RGB). Two are one image where
+    their bytes are the same, and nothing is decoded here; unique="pixels": where their pixels are. Pickles of Python 2 and 3 are read,
+    plain data only. Raises OSError where the file cannot be read, InputError where it is no such file or, for "pixels", an image cannot be
+    decoded.
     """
+    if unique not in ("bytes", "pixels"):
+        raise InputError(f"unique is {unique!r}, expected bytes or pixels")
     content = load_plain(path)
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise InputError(f"{path}: not a .bin of image pairs: expected (images, issame), found {_describe(content)}")
@@ -87,14 +91,25 @@ def read_bin(path: "str | os.PathLike[str]", unique: str = "bytes", resize: "tup
         raise InputError(f"{path}: {len(images)} images for {len(same)} labels, expected two for each, and some")
     if bad := [number for number, label in enumerate(same) if not _is_boolean(label)]:
         raise InputError(f"{path}: label {bad[0]}: expected True or False, found {_describe(same[bad[0]])}")
+    encoded = [_encoded(path, place, image) for place, image in enumerate(images)]
+    keys = encoded if unique == "bytes" else _digests(path, encoded)
     numbers: dict[bytes, int] = {}
-    encoded = (_encoded(path, place, image) for place, image in enumerate(images))
-    order = np.array([numbers.setdefault(image, len(numbers)) for image in encoded], dtype=np.int64)
+    order = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
     positions = np.unique(order, return_index=True)[1]
-    return PairSet(str(path), list(numbers), order[0::2], order[1::2], np.array(same, dtype=bool), positions, resize)
+    return PairSet(str(path), [encoded[k] for k in positions], order[0::2], order[1::2], np.array(same, dtype=bool), positions)
 
 
-def _elements(path: Any, what: str, part: Any) -> "list | tuple | np.ndarray":
+def _digests(path: Any, encoded: Sequence[bytes]) -> Iterator[bytes]:
+    """Of the pixels of each image."""
+    known: dict[bytes, bytes] = {}
+    for place, image in enumerate(encoded):
+        if image not in known:
+            pixels = decode_image(image, f"{path}: image {place}")
+            known[image] = hashlib.sha256(repr(pixels.shape).encode() + pixels.contiguous().numpy().tobytes()).digest()
+        yield known[image]
+
+
+def _elements(path: Any, what: str, part: Any) -> list:
     if isinstance(part, (list, tuple)) or isinstance(part, np.ndarray) and part.ndim:
         return list(part)
     raise InputError(f"{path}: {what}: expected a list, found {_describe(part)}")
@@ -122,6 +137,27 @@ def _encoded(path: Any, place: int, image: Any) -> bytes:
     raise InputError(f"{path}: image {place}: expected encoded bytes or a uint8 array, found {_describe(image)}")
 
 
+def resized(pair_set: PairSet, size: Sequence[int]) -> PairSet:
+    """The pair set with its images in another size (height, width), by bicubic interpolation without smoothing, as the field's readers do
+    it (OpenCV's, to rounding); images of that size stay as they are, others are decoded and encoded again, losslessly.
+
+    Raises InputError for an image that cannot be decoded, and for one that is not square or is not to be: its face would be distorted or
+    cut.
+    """
+    images = [_resized(image, tuple(size), pair_set.describe(number)) for number, image in enumerate(pair_set.images)]
+    return replace(pair_set, images=images)
+
+
+def _resized(image: bytes, size: tuple[int, ...], name: str) -> bytes:
+    height, width = size_of(image, name)
+    if (height, width) == size:
+        return image
+    if height != width or size[0] != size[1]:
+        raise InputError(f"{name} is {height} x {width}, which is not resized to {size[0]} x {size[1]}: both have to be square")
+    pixels = F.interpolate(decode_image(image, name)[None].float(), size, mode="bicubic")[0]
+    return encode_image(pixels.round().clamp(0, 255).to(torch.uint8), "png")
+
+
 class _Decoded(Dataset):
     """Uint8 images of encoded ones, or the message of what is wrong: an exception would cross processes as a page of
     traceback.
@@ -135,7 +171,7 @@ class _Decoded(Dataset):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> "Tensor | str":
+    def __getitem__(self, index: int) -> Tensor | str:
         number = self.order[index]
         try:
             image = self.decode(self.images[number], self.describe(number))
@@ -156,7 +192,7 @@ def require_size(network: nn.Module, pair_set: PairSet) -> None:
         raise InputError(f"{pair_set.describe(0)}: {error}") from None
 
 
-def _stack(batch: "list[Tensor | str]") -> "Tensor | str":
+def _stack(batch: list[Tensor | str]) -> Tensor | str:
     return next((item for item in batch if isinstance(item, str)), None) or torch.stack(batch)
 
 
@@ -185,7 +221,7 @@ def _evaluating(network: Callable) -> Iterator[None]:
 
 @torch.no_grad()  # not inference_mode: what a network caches during its first pass must stay usable for attacks
 def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], flips: Sequence[bool] = (False,),
-                 batch_size: int = 64, device: "torch.device | str | None" = None, dtype: "torch.dtype | None" = None,
+                 batch_size: int = 64, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
                  describe: Callable[[int], str] = "image {}".format, progress: str = "", num_workers: int = 0,
                  distributed: bool = False, decode: Callable[[Any, str], Tensor] = decode_image) -> Tensor:
     """Embeddings [len(flips), len(images), D] on the CPU of encoded images; True in `flips` asks for the mirrored
@@ -226,122 +262,48 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Sequence[Any], fli
     return embeddings.transpose(0, 1)
 
 
-def norms(embeddings: Tensor) -> Tensor:
-    """Euclidean norms [...] in float64 of embeddings [..., D]; 0 for an embedding that is not finite, as for one
-    that is zero.
-    """
-    values = embeddings.double().norm(dim=-1)
-    return torch.where(values.isfinite(), values, 0.)
-
-
 def pair_cosines(embeddings: Tensor, left: Any, right: Any) -> np.ndarray:
-    """Cosines float64 [N] of the pairs (left[k], right[k]) of rows of embeddings [n, D]; -inf where one has no
-    direction.
-    """
-    embeddings = embeddings.double()
-    lengths = norms(embeddings)
-    unit = embeddings / lengths[:, None]
+    """Cosines float64 [N] of the pairs (left[k], right[k]) of rows of embeddings [n, D]; -inf where one has no direction."""
     left, right = torch.as_tensor(left), torch.as_tensor(right)
     chunks = zip(left.split(4096), right.split(4096))  # both sides of all pairs would be several times the embeddings
-    cosines = torch.cat([(unit[one] * unit[two]).sum(-1) for one, two in chunks]).clamp(-1, 1)
-    return torch.where((lengths[left] > 0) & (lengths[right] > 0), cosines, -torch.inf).numpy()
+    cosines = torch.cat([cosine(embeddings[one].double(), embeddings[two].double()) for one, two in chunks])
+    return torch.where(cosines.isfinite(), cosines.clamp(-1, 1), cosines).numpy()
 
 
-def ten_fold_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation over ten folds of the accuracy at the threshold that is best on the other nine.
+def load_bin(path: str | os.PathLike[str], image_size: Sequence[int]) -> tuple[list[Tensor], list[bool]]:
+    """([images, mirrored images], issame) of a .bin: uint8 [2 N, 3, H, W], those of a pair one after the other, and N labels.
 
-    As the field does it: consecutive folds, thresholds 0, 0.01, ..., 3.99 on the squared distance 2 - 2 cos of unit
-    embeddings, the first of the best ones, same iff the distance is below it. Raises InputError for fewer than ten
-    pairs.
+    Pixels are 0 ... 255, as elsewhere under this name, held as bytes, a quarter of the memory: `x / 255` and `x - 127.5` make floats of
+    them.
+    Images of another size are `resized` to image_size (H, W). `read_bin` and `embed_images` do the same work without all images in memory.
+    Raises as these.
     """
-    same = np.asarray(same, dtype=bool)
-    if len(same) < 10:
-        raise InputError(f"10-fold accuracy needs at least 10 pairs, found {len(same)}")
-    distances = 2 - 2 * np.asarray(cosines, dtype=np.float64)
-    right = (distances < np.arange(0, 4, 0.01)[:, None]) == same
-    totals, accuracies = right.sum(1), []
-    for fold in np.array_split(np.arange(len(same)), 10):
-        best = np.argmax(totals - right[:, fold].sum(1))
-        accuracies.append(right[best, fold].mean())
-    return float(np.mean(accuracies)), float(np.std(accuracies))
+    pair_set = resized(read_bin(path), image_size)
+    order = np.stack([pair_set.left, pair_set.right], 1).flatten()
+    images = torch.empty((len(order), 3, *image_size), dtype=torch.uint8)
+    for number, image in enumerate(pair_set.images):
+        images[torch.from_numpy(order == number)] = decode_image(image, pair_set.describe(number))
+    return [images, images.flip(-1)], pair_set.same.tolist()
 
 
-def threshold_at_far(cosines: np.ndarray, same: np.ndarray, far: float, protocol: str = "strict",
-                     names: tuple[str, str] = ("false pairs", "FAR")) -> float:
-    """The threshold tau for the target false-acceptance rate `far`.
+def test(data_set: tuple[Sequence[Tensor], Sequence[bool]], backbone: Callable[[Tensor], Tensor], batch_size: int, nfolds: int = 10,
+         protocol: str = "strict") -> tuple[float, float, float, float, float, list[np.ndarray]]:
+    """(acc1, std1, acc2, std2, xnorm, embeddings_list) of what `load_bin` returns.
 
-    strict: the smallest of the scores whose FAR is <= far. paper: the first of 1,000 even steps from 1 down to -1 whose
-    FAR exceeds far (section 5 of the reproduced paper). names: what messages call the false ones and their rate. Warns where
-    the set has too few false pairs to resolve `far`; raises InputError where there are none, where no threshold inside
-    (-1, 1) exists, and unless 0 < far < 1.
+    The backbone gets images in [-0.5, 0.5], as every one here expects. acc1, std1: `ten_fold_accuracy` of the images as they are; acc2,
+    std2: of the sums of the embeddings of both views, under protocol "paper" the same as acc1, as its code had it. xnorm: the mean norm
+    over both views; embeddings_list: their embeddings [2 N, D]. Raises InputError for images that are not 0 ... 255.
     """
-    if not 0 < far < 1:
-        raise InputError(f"far is {far}, expected a number between 0 and 1")
-    negatives = np.sort(np.asarray(cosines, dtype=np.float64)[~np.asarray(same, dtype=bool)])[::-1]
-    count = len(negatives)
-    if not count:
-        raise InputError(f"no {names[0]}, so no threshold has a {names[1]}: give tau")
-    if count * far < 1:
-        warnings.warn(f"{count} {names[0]} are too few for {names[1]} {far:g}: the finest they support is {1 / count:.2g}",
-                      stacklevel=2)
-    if is_paper(protocol):
-        grid = np.linspace(-1, 1, 1000)[::-1]
-        accepted = count - np.searchsorted(negatives[::-1], grid, side="right")
-        exceeding = accepted / count > far
-        tau = grid[np.argmax(exceeding)] if exceeding.any() else -1.
-    else:
-        # FAR changes only at scores of false pairs: take the one with as many of them above itself as are tolerable
-        tolerated = np.searchsorted(np.arange(count) / count, far, side="right") - 1
-        tau = negatives[tolerated]
-    if not -1 < tau < 1:
-        raise InputError(f"no threshold inside (-1, 1) has {names[1]} {far:g}: the scores give {tau:g}; give tau")
-    return float(tau)
+    data_list, same = data_set
+    views = [embed_images(backbone, images, batch_size=batch_size, decode=_as_bytes)[0] for images in data_list]
+    first = np.arange(0, 2 * len(same), 2)
+    plain, summed = (ten_fold_accuracy(pair_cosines(rows, first, first + 1), same, nfolds) for rows in (views[0], sum(views)))
+    xnorm = norms(torch.cat(views)).mean().item()
+    return *plain, *(plain if is_paper(protocol) else summed), xnorm, [rows.numpy() for rows in views]
 
 
-def tar_far(cosines: np.ndarray, same: np.ndarray, tau: float) -> "tuple[float | None, float | None]":
-    """(TAR, FAR): shares of the true and of the false pairs with cosine > tau; None where there are no such pairs."""
-    accepted, same = np.asarray(cosines) > tau, np.asarray(same, dtype=bool)
-    return tuple(float(accepted[kind].mean()) if kind.any() else None for kind in (same, ~same))
-
-
-def best_accuracy(cosines: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """(accuracy, threshold): the largest share of right decisions that any threshold has on these very pairs, and that threshold, a score
-    (or -1, at which all with a direction are accepted).
-    """
-    cosines, same = np.asarray(cosines, dtype=np.float64), np.asarray(same, dtype=bool)
-    order = np.argsort(-cosines, kind="stable")
-    scores = cosines[order]
-    last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)  # equal scores pass together
-    right = np.append(0, np.cumsum(np.where(same[order], 1, -1))[last]) + (~same).sum()  # with the first 0, 1, ... scores accepted
-    right[-1] = -1 if np.isneginf(scores[-1]) else right[-1]  # which no threshold accepts
-    thresholds = np.append(scores[np.append(0, last[:-1] + 1)], -1.)
-    best = int(np.argmax(right))
-    return float(right[best] / len(same)), float(max(thresholds[best], -1.))
-
-
-def roc(cosines: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(FAR, TAR) at every distinct score, from (0, 0) to (1, 1). Raises InputError unless there are both true and
-    false pairs.
-    """
-    cosines, same = np.asarray(cosines), np.asarray(same, dtype=bool)
-    if same.all() or not same.any():
-        raise InputError("a ROC curve needs both true and false pairs")
-    order = np.argsort(-cosines)
-    falling, same = cosines[order], same[order]
-    ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # equal scores pass together
-    far, tar = (np.append(0, np.cumsum(kind)[ends]) / kind.sum() for kind in (~same, same))
-    return far, tar
-
-
-def auc(cosines: np.ndarray, same: np.ndarray) -> float:
-    """Area under the ROC curve. Raises InputError unless there are both true and false pairs."""
-    far, tar = roc(cosines, same)
-    return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1]) / 2))
-
-
-def eer(cosines: np.ndarray, same: np.ndarray) -> float:
-    """Equal error rate: FAR where it equals 1 - TAR, the ROC curve taken as straight between its points. Raises as
-    `roc`.
-    """
-    far, tar = roc(cosines, same)
-    return float(np.interp(0, far + tar - 1, far))
+def _as_bytes(image: Tensor, name: str) -> Tensor:
+    found = image.to(torch.uint8)
+    if not torch.equal(found.to(image.dtype), image):
+        raise InputError(f"{name}: values from {image.min():g} to {image.max():g}, expected whole numbers from 0 to 255")
+    return found

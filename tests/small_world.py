@@ -1,19 +1,20 @@
-"""Small faces and networks that attacks and audits are tried on."""
+"""Small faces and networks that attacks and audits are tried on, registered as any project would register its own."""
 import json
 import pickle
-import sys
-import types
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import backbones
 import eval.__main__ as command_line
+from backbones import get_backbone, register
 from backbones.custom_layers import SLLConv2d, SLLLinear
 from utils.images import encode_image
 
+SIZE = (3, 16, 16)
 
+
+@register("tiny", image_size=SIZE, lipschitz=True)
 class Tiny(nn.Sequential):
     """[N, 3, 16, 16] -> [N, 32], 1-Lipschitz, loosely."""
 
@@ -21,6 +22,7 @@ class Tiny(nn.Sequential):
         super().__init__(nn.PixelUnshuffle(4), SLLConv2d(48, 48, 3, bias=True), nn.Flatten(), SLLLinear(768, 32))
 
 
+@register("tight", image_size=SIZE, lipschitz=True)
 class Tight(nn.Sequential):
     """[N, 3, 16, 16] -> [N, 768]: an isometry wherever relu keeps its side. W is 1x1, orthogonal, q equal: t = 1."""
 
@@ -30,6 +32,7 @@ class Tight(nn.Sequential):
             self[1].q.zero_()
 
 
+@register("loose", image_size=SIZE, lipschitz=False)
 class Loose(nn.Sequential):
     """[N, 3, 16, 16] -> [N, 32] without any bound."""
 
@@ -37,8 +40,9 @@ class Loose(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(768, 64), nn.Tanh(), nn.Linear(64, 32, bias=False))
 
 
+@register("partly", image_size=SIZE, lipschitz=True)
 class Partly(Tiny):
-    """Bright images have a zero embedding, dark ones none that is finite."""
+    """Bright images have a zero embedding, dark ones none that is finite; it says that it is 1-Lipschitz, and nothing proves it."""
 
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.mean((1, 2, 3))[:, None]
@@ -46,21 +50,27 @@ class Partly(Tiny):
         return torch.where(brightness < -0.45, torch.nan, embeddings)
 
 
-NETWORKS = {"tiny": (Tiny, True), "tight": (Tight, True), "loose": (Loose, False), "partly": (Partly, True)}
+@register("invalid", image_size=SIZE, lipschitz=True)
+class Invalid(Partly):
+    """The same with a false declaration: for what is done with embeddings that are no numbers, whatever is proven of the others."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+    def proven_lipschitz(self, shape) -> float:
+        return 1.0
+
+
+NETWORKS = ("tiny", "tight", "loose", "partly", "invalid")
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(tmp_path):
     """A folder with faces.bin (12 pairs of 12 images), and the networks above by name, each with its weights file."""
-    module = types.ModuleType("backbones.small_world")
-    monkeypatch.setitem(sys.modules, "backbones.small_world", module)
-    for number, (name, (builder, lipschitz)) in enumerate(NETWORKS.items()):
-        setattr(module, builder.__name__, builder)
-        entry = backbones._Entry("small_world", builder.__name__, lipschitz=lipschitz)
-        monkeypatch.setitem(backbones._NETWORKS, name, entry)
+    for number, name in enumerate(NETWORKS):
         with torch.random.fork_rng():
             torch.manual_seed(number)
-            torch.save(builder().state_dict(), tmp_path / f"{name}.pt")
+            torch.save(get_backbone(name).state_dict(), tmp_path / f"{name}.pt")
     write_bin(tmp_path / "faces.bin", faces(16))
     return tmp_path
 

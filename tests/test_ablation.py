@@ -7,21 +7,19 @@ import small_world
 import tiny_training
 
 import ablation
-import backbones
+from backbones import register
 from eval.audit import driver
 from eval.show import tables
 from eval.show.tables import Column, Table
 
 SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4",
             "cw_limit=2", "audit_limit=2", "audit_steps=3", "device=cpu"]
+register("other_tiny", image_size=small_world.SIZE, lipschitz=True)(small_world.Tiny)
 
 
 @pytest.fixture
 def faces(tmp_path, monkeypatch):
     """A folder with training images and pairs, and two networks for images of their size; the working folder."""
-    monkeypatch.setattr(backbones, "_NETWORKS", dict(backbones._NETWORKS))
-    tiny_training.register()
-    backbones._NETWORKS["loose"] = backbones._Entry("small_world", "Loose")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "faces").mkdir()
     tiny_training.write_faces(tmp_path / "faces")
@@ -84,12 +82,11 @@ def test_runs_of_other_settings_are_refused(faces, capsys):
 
 
 def test_another_network_gets_the_epochs_that_its_steps_leave_time_for(faces, monkeypatch):
-    monkeypatch.setitem(ablation.RUNS, "plus", ablation.Run("other", {"xi": 3.0, "backbone": "other"}, time=2.0))
-    backbones._NETWORKS["other"] = backbones._NETWORKS["tiny"]
+    monkeypatch.setitem(ablation.RUNS, "plus", ablation.Run("other_tiny", {"xi": 3.0, "backbone": "other_tiny"}, time=2.0))
     assert run("runs=['plus']", "num_epoch=4") == 0
     trained = json.loads((faces / "out/plus/train/complete.json").read_text())
-    assert (trained["backbone"], trained["num_epoch"], trained["xi"]) == ("other", 2, 3.0)
-    assert json.loads((faces / "out/plus/some/strict_far0.5/summary.json").read_text())["backbone"] == "other"
+    assert (trained["backbone"], trained["num_epoch"], trained["xi"]) == ("other_tiny", 2, 3.0)
+    assert json.loads((faces / "out/plus/some/strict_far0.5/summary.json").read_text())["backbone"] == "other_tiny"
 
 
 def test_an_audit_of_other_settings_is_done_again(faces):

@@ -86,14 +86,17 @@ def test_strict_inequality_in_both_directions():
     assert not succeeds(margin(e, t, tau - 1e-9, "dodging"), "dodging").item()
 
 
-def test_cosine_of_zero_and_not_finite_rows_has_zero_gradient():
+def test_cosine_of_rows_without_direction_is_below_every_threshold_and_has_zero_gradient():
     e = torch.tensor([[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [1e-100, 1e-100], [1.0, 0.0]], dtype=torch.float64,
                      requires_grad=True)
     cos = cosine(e, torch.ones(5, 2, dtype=torch.float64))
-    assert cos[:3].tolist() == [0.0, -1.0, -1.0]
+    assert cos[:3].tolist() == [-math.inf] * 3
     assert cos[3:].tolist() == pytest.approx([1.0, math.sqrt(0.5)], abs=1e-12)
     gradient, = torch.autograd.grad(cos[[0, 1, 2, 4]].sum(), e)
     assert gradient[:3].eq(0).all() and gradient[4].isfinite().all() and gradient[4].norm() > 0.5
+    for tau in (-0.999, 0.0, 0.999):
+        rejected = [succeeds(margin(e[:3], torch.ones(3, 2), tau, objective), objective) for objective in attacks.OBJECTIVES]
+        assert rejected[0].all() and rejected[1].all() and not rejected[2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -500,7 +503,7 @@ def test_published_pgd_is_the_literal_loop(objective):
 def test_published_cw_is_the_literal_loop(objective):
     net = conv_net().double().requires_grad_(False)
     x, t, tau = problem(net, objective, dtype=torch.float64)
-    w = torch.atanh(2 * x * (1 - 1e-6)).requires_grad_()
+    w = torch.atanh(2 * x.clamp(-0.5 + 1e-6, 0.5 - 1e-6)).requires_grad_()
     adam = torch.optim.Adam([w], lr=0.01)
     for step in range(30):
         delta = torch.tanh(w) / 2 - x

@@ -99,13 +99,14 @@ def test_angle_is_accurate_at_both_ends(theta):
     assert cert.angle(3 * rotated(0), 0.2 * rotated(theta)).item() == pytest.approx(theta, rel=1e-12, abs=1e-15)
 
 
-def test_angle_broadcasts_takes_float32_and_zero_vectors():
+def test_angle_broadcasts_takes_float32_and_vectors_without_direction():
     u, v = torch.randn(4, 1, 6), torch.randn(5, 6)
     found = cert.angle(u, v)
     assert found.shape == (4, 5) and found.dtype == torch.float64
     cosine = torch.nn.functional.cosine_similarity(u.double(), v.double(), dim=-1)
     torch.testing.assert_close(found.cos(), cosine)
-    assert cert.angle(torch.zeros(6), v).tolist() == pytest.approx([math.pi] * 5)
+    for without in (torch.zeros(6), torch.full((6,), math.nan), torch.full((6,), math.inf)):
+        assert cert.angle(without, v).tolist() == cert.angle(v, without).tolist() == [math.pi] * 5
 
 
 @pytest.mark.parametrize("tau", [-1, 1, 1.5, math.nan, [0.1, -2]])

@@ -187,7 +187,7 @@ def test_logs_of_any_text(tmp_path, lines, changes, cut):
                     lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.sampled_from(["bin", "tau", "tar", "cra_u", "0.25"]), inner), max_leaves=8))
 def test_summaries_of_any_json(tmp_path, value):
-    from eval import records
+    from eval.store import results
     (tmp_path / "summary.json").write_text(json.dumps(value))
-    data_or_input_error(records.read_summaries, tmp_path)
+    data_or_input_error(results.read_summaries, tmp_path)
     os.remove(tmp_path / "summary.json")

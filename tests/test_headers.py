@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SHARED, needs_shared
+from torch import nn
 
-from headers import AdaCos, ArcFace, CosFace, ECosFace, NaiveHeader, get_header
+from headers import HEADERS, AdaCos, ArcFace, CosFace, ECosFace, NaiveHeader, get_header
+from utils import InputError
 
 CLASSES, SIZE = 10, 16
 LABELS = torch.tensor([0, 3, 9, 3, -1, 5])
@@ -78,7 +80,7 @@ def test_arcface_survives_cosines_beyond_one():
     assert torch.isfinite(logits).all() and torch.isfinite(embeddings.grad).all()
 
 
-@pytest.mark.parametrize("name", ["arcface", "cosface", "adacos", "ecosface", "naive"])
+@pytest.mark.parametrize("name", HEADERS.names())
 def test_all_take_zero_embeddings_minus_one_and_autocast(name):
     header = get_header(name, CLASSES, SIZE)
     assert header.weight.std().item() == pytest.approx(0.01, rel=0.3)
@@ -148,6 +150,49 @@ def test_adacos_scale_is_the_definition():
     kept = header.s.item()
     header.eval()(batch(1), LABELS)
     assert header.s.item() == kept and "s" in header.state_dict()
+
+
+def test_names_and_aliases():
+    assert set(HEADERS.names()) == {"arcface", "cosface", "adacos", "ecosface", "naive"}
+    kinds = {"arcface": ArcFace, "cosface": CosFace, "adacos": AdaCos, "ecosface": ECosFace, "elasticface_cos": ECosFace,
+             "naive": NaiveHeader, "lln": NaiveHeader}
+    for name, kind in kinds.items():
+        assert type(get_header(name, 3, 4)) is kind
+
+
+def test_the_seed_of_a_run_goes_to_headers_that_take_one():
+    assert get_header("ecosface", 3, 4, run_seed=7).seed == 7 and get_header("ecosface", 3, 4, run_seed=7, seed=2).seed == 2
+    assert not hasattr(get_header("arcface", 3, 4, run_seed=7), "seed") and get_header("ecosface", 3, 4).seed == 0
+
+
+class Bare(nn.Module):
+    """Somebody's header: no defaults that tell of types."""
+
+    def __init__(self, num_classes, emb_size, scale=None, *, power):
+        super().__init__()
+        self.scale, self.power = scale, power
+
+
+def test_headers_of_others_have_arguments_of_their_own():
+    header = get_header("test_headers:Bare", 3, 4, scale="wide", power=-2)
+    assert (header.scale, header.power) == ("wide", -2)
+    with pytest.raises(InputError, match="test_headers:Bare: .*power"):
+        get_header("test_headers:Bare", 3, 4)
+    with pytest.raises(InputError, match="test_headers:drawn: makes a Tensor, expected an nn.Module"):
+        get_header("test_headers:drawn", 3, 4)
+
+
+def drawn(num_classes, emb_size):
+    return torch.zeros(num_classes, emb_size)
+
+
+@pytest.mark.parametrize("name, given, words", [
+    ("arcface", {"margin": 1.0}, "margin"), ("arcface", {"s": "64"}, "s='64', expected float"), ("arcface", {"m": True}, "m=True, expected float"),
+    ("ecosface", {"plus": 1}, "plus=1, expected bool"), ("ecosface", {"seed": -1}, "seed=-1, expected int >= 0"), ("adacos", {"s": 1.0}, "'s'"),
+    ("ecosface", {"assign": "x"}, "expected 'rank' or 'published'")])
+def test_arguments_that_do_not_fit_are_named(name, given, words):
+    with pytest.raises(InputError, match=f"^header {name}: .*{words}"):
+        get_header(name, 3, 4, **given)
 
 
 def test_bad_arguments_are_named():

@@ -24,8 +24,9 @@ import eval.__main__ as command_line
 from backbones.bounds import lipschitz_bound
 from backbones.custom_layers import SLLConv2d, SLLLinear
 from datasets import get_dataset
-from eval import records, verification
+from eval import verification
 from eval.show import tables
+from eval.store import provenance, results
 from small_world import Tight, Tiny, command, world  # noqa: F401
 from utils import InputError, build_dataset, one_line
 from utils import checkpoint
@@ -319,8 +320,8 @@ def test_summaries_with_values_of_another_kind(world, capsys, key, value):  # no
 
 @pytest.mark.parametrize("name, column, value", [
     ("pairs", "left", 10**6), ("pairs", "left", -1), ("pairs", "cosine", "x"), ("pairs", "cosine", 2.0), ("pairs", "norm_left", np.inf),
-    ("pairs", "radius", np.nan), ("pairs", "same", 0.5), ("pairs", "accepted", 3), ("pairs", "robust_pgd_0.25", "yes"), ("pairs", "norm_cw", -1.0),
-    ("pairs", "robust_pgd_all", True), ("images", "norm", "x"), ("images", "image", 7), ("images", "flipped", True)])
+    ("pairs", "radius", np.nan), ("pairs", "same", 0.5), ("pairs", "accepted", 3), ("pairs", "theta", 4.0), ("pairs", "radius_linf", "yes"),
+    ("pairs", "norm_cw", -1.0), ("images", "norm", "x"), ("images", "image", 7), ("images", "flipped", True)])
 def test_records_with_values_of_another_kind(world, capsys, name, column, value):  # noqa: F811
     assert command(world, "certify") == 0
     table = pd.read_csv(world / "out" / f"{name}.csv")
@@ -330,6 +331,37 @@ def test_records_with_values_of_another_kind(world, capsys, name, column, value)
     assert command(world, "attack", "--attack", "fgsm") == 2
     error = capsys.readouterr().err
     assert f"{name}.csv: column {column} " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("column, value, words", [
+    ("success", "yes", "column success "), ("norm", -1.0, "column norm "), ("norm", np.nan, "column norm "), ("eps", "all", "column eps "),
+    ("eps", -0.25, "column eps "), ("kind", "x", "column kind "), ("side", "top", "column side "), ("row", -1, "column row "),
+    ("row", 0.5, "column row "), ("row", 10**6, "is not one of the records"), ("attack", "\x1b[31m", "column attack "),
+    ("attack", "cw", "which the summary does not know"), ("settings", "0" * 12, "which the summary does not know"), ("seed", "x", "column seed ")])
+def test_single_attacks_with_values_of_another_kind(world, capsys, column, value, words):  # noqa: F811
+    assert command(world, "attack", "--attack", "fgsm") == 0
+    table = pd.read_csv(world / "out" / "attacks.csv", dtype={"settings": str}).astype({column: object})
+    table.loc[0, column] = value
+    table.to_csv(world / "out" / "attacks.csv", index=False)
+    capsys.readouterr()
+    assert command(world, "attack", "--attack", "fgsm") == 2
+    error = capsys.readouterr().err
+    assert "attacks.csv: " in error and words in error and error.count("\n") == 1
+
+
+def test_attacks_without_their_table_and_older_results_are_refused(world, capsys):  # noqa: F811
+    assert command(world, "attack", "--attack", "fgsm") == 0
+    (world / "out" / "attacks.csv").unlink()
+    capsys.readouterr()
+    assert command(world, "attack", "--attack", "pgd") == 2
+    assert "attacks.csv: cannot be read" in capsys.readouterr().err
+    path = world / "out" / "summary.json"
+    for other in (1, None, 3, "x" * 99):
+        summary = {**json.loads(path.read_text()), "format": other}
+        path.write_text(json.dumps({key: value for key, value in summary.items() if value is not None or key != "format"}))
+        assert command(world, "attack", "--attack", "pgd") == 2
+        error = capsys.readouterr().err
+        assert "of another version of this project" in error and "run python -m eval certify again" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"pair\n", b"\0" * 1000, b'"' * 99, b"a,b\n1,2,3\n1\n", b"\xff\xfe\n1", b"," * 10**5, "\u0663".encode() * 99])
@@ -415,22 +447,30 @@ def test_the_bound_of_a_layer_lies_between_its_norm_and_one(kernel, scale):
         layer.weight.mul_(torch.randn_like(layer.weight).exp() * scale)
         layer.weight[2] = 0
         layer.q[3:] = torch.tensor([300., -300., 1e4])
-    bound = lipschitz_bound(nn.Sequential(layer))
+    bound = lipschitz_bound(nn.Sequential(layer), (6, 8, 8))
     assert norm_by_power(layer) <= bound + 1e-6 and bound <= 1 + 1e-6
 
 
 def test_the_bound_of_a_dense_layer_is_its_norm():
     torch.manual_seed(0)
     layer = SLLLinear(9, 5)
-    assert lipschitz_bound(nn.Sequential(layer)) == pytest.approx(torch.linalg.matrix_norm(layer.rescaled()[0].double(), 2).item(), rel=1e-9)
+    assert lipschitz_bound(nn.Sequential(layer), (9,)) == pytest.approx(torch.linalg.matrix_norm(layer.rescaled()[0].double(), 2).item(), rel=1e-9)
+
+
+class Own(nn.Sequential):
+    """A layer and a parameter beside it."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.scale = nn.Parameter(torch.tensor(2.0))
 
 
 @pytest.mark.parametrize("network, words", [
     (nn.Sequential(SLLLinear(4, 4), nn.Linear(4, 4)), "layer 1: Linear has no known"), (nn.Sequential(nn.BatchNorm1d(4)), "BatchNorm1d"),
-    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (type("Own", (SLLLinear,), {})(4, 4), "outside of layers")])
+    (nn.Sequential(SLLLinear(4, 4), nn.ReLU()), "ReLU has no known"), (Own(SLLLinear(4, 4)), "scale of Own: parameters outside of layers")])
 def test_networks_of_other_layers_have_no_bound(network, words):
     with pytest.raises(InputError, match=words):
-        lipschitz_bound(network)
+        lipschitz_bound(network, (4,))
 
 
 def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(monkeypatch):
@@ -439,25 +479,25 @@ def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(mo
             network = Tiny()
             getattr(network[1], parameter).data.view(-1)[0] = value
             with pytest.raises(InputError, match=rf"1.{parameter}: 1 of \d+ values are not finite"):
-                lipschitz_bound(network)
-    assert lipschitz_bound(Tight()) == pytest.approx(1, abs=1e-6)
+                lipschitz_bound(network, SIZE)
+    assert lipschitz_bound(Tight(), SIZE) == pytest.approx(1, abs=1e-6)
     rescaled = SLLConv2d.rescaled
     monkeypatch.setattr(SLLConv2d, "rescaled", lambda layer: (rescaled(layer)[0] * 1.001, None))  # 2 * 1.001^2 - 1
     with pytest.raises(InputError, match="layer 1: its Lipschitz constant may be 1.004"):
-        lipschitz_bound(Tight())
+        lipschitz_bound(Tight(), SIZE)
 
 
 @pytest.mark.parametrize("name", ["sllnet_mnist", "sllnet_cifar", "sllnet_small", "sllnet_plus"])
 def test_the_networks_here_are_verified(name):
     torch.manual_seed(0)
-    assert 0 < lipschitz_bound(backbones.get_backbone(name)) <= 1 + 1e-4
+    assert 0 < lipschitz_bound(backbones.get_backbone(name), backbones.image_size(name)) <= 1 + 1e-4
 
 
 def test_results_of_other_code_are_not_mixed(world, monkeypatch, capsys):  # noqa: F811
     assert command(world, "certify") == 0
-    summary = records.read_summaries(world / "out")[world / "out"]
+    summary = results.read_summaries(world / "out")[world / "out"]
     assert len(summary["code_sha256"]) == 64 and summary["weights_sha256"] and summary["bin_sha256"]
-    monkeypatch.setattr(records, "code_sha256", lambda: "0" * 64)
+    monkeypatch.setattr(provenance, "code_sha256", lambda *names: "0" * 64)
     assert command(world, "attack", "--attack", "fgsm") == 2 and "code_sha256" in capsys.readouterr().err
     with pytest.raises(InputError, match="the code is not the same in all results"):
         tables.table1([summary, {**summary, "code_sha256": "0" * 64}])

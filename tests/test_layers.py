@@ -10,6 +10,7 @@ from torch import nn
 
 from backbones import custom_layers as layers
 from backbones import get_backbone, shapes
+from backbones import kernels, kept
 from backbones import rescaling as home
 from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
 from backbones.shapes import HaarDownsize, RemoveMean
@@ -91,7 +92,7 @@ def test_rescaling_against_loops():
 @pytest.fixture(params=["products", "convolution"])
 def both_forms(request, monkeypatch):
     """t of a small kernel by either of the two ways to compute it."""
-    monkeypatch.setattr(home, "FEW_CHANNELS", 0 if request.param == "products" else 10**6)
+    monkeypatch.setattr(kernels, "FEW_CHANNELS", 0 if request.param == "products" else 10**6)
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 1, 1), (6, 4, 2, 2), (6, 4, 3, 3), (3, 8, 5, 5)])
@@ -114,15 +115,15 @@ def test_rescaling_gradient_of_a_dense_layer():
 
 
 def test_names_that_code_imports_from_here_are_those_of_their_homes():
-    assert layers.rescaled is home.rescaled and layers.rescaling is home.rescaling and layers.half_shifts is home.half_shifts
+    assert layers.rescaled is home.rescaled and layers.rescaling is home.rescaling and layers.half_shifts is kernels.half_shifts and layers.RescaledOnce is kept.RescaledOnce
     assert all(getattr(layers, name) is getattr(shapes, name) for name in ("Downsize", "FirstChannels", "MaxMin", "PaddingChannels"))
     assert all(hasattr(layers, name) for name in layers.__all__)
 
 
 def test_few_channels_are_convolved_and_many_are_not(monkeypatch):
     seen = []
-    plain = home.half_shifts
-    monkeypatch.setattr(home, "half_shifts", lambda k: (seen.append(k), plain(k))[1])
+    plain = kernels.half_shifts
+    monkeypatch.setattr(kernels, "half_shifts", lambda k: (seen.append(k), plain(k))[1])
     rescaling(torch.randn(64, 64, 3, 3), torch.zeros(64))
     assert not seen
     rescaling(torch.randn(256, 256, 3, 3), torch.zeros(256))
@@ -219,8 +220,8 @@ def test_networks_are_1_lipschitz(name):
 
 def test_half_precision_keeps_t_in_float32(monkeypatch):
     seen = []
-    plain = home._RootOfT.apply
-    monkeypatch.setattr(home._RootOfT, "apply", lambda w, q: (seen.append((w.dtype, q.dtype)), plain(w, q))[1])
+    plain = kernels.RootOfT.apply
+    monkeypatch.setattr(kernels.RootOfT, "apply", lambda w, q: (seen.append((w.dtype, q.dtype)), plain(w, q))[1])
     layer = random_(SLLConv2d(8, 8, bias=True))
     z = torch.randn(2, 8, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
@@ -390,8 +391,8 @@ def test_what_is_kept_is_used_and_never_hides_gradients(monkeypatch):
 
 def test_rescaling_once_for_several_passes_gives_the_whole_gradient(monkeypatch):
     calls = []
-    plain = home._RootOfT.apply
-    monkeypatch.setattr(home._RootOfT, "apply", lambda *a: (calls.append(1), plain(*a))[1])
+    plain = kernels.RootOfT.apply
+    monkeypatch.setattr(kernels.RootOfT, "apply", lambda *a: (calls.append(1), plain(*a))[1])
     network = nn.Sequential(random_(SLLConv2d(4, 4, bias=True)), nn.Flatten(), random_(SLLLinear(100, 7))).double()
     z = torch.randn(6, 4, 5, 5, dtype=torch.float64)
     network(z).square().sum().backward()

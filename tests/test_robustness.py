@@ -403,7 +403,7 @@ def test_networks_without_certificates_have_empirical_figures_only(world, capsys
 @pytest.mark.parametrize("kind", ["d", "i"])
 def test_one_kind_of_pairs_and_embeddings_without_direction(world, kind):
     images = faces(16)
-    images[0], images[5] = 255, 0  # "partly" embeds the first as zero and the second as nothing finite
+    images[0], images[5] = 255, 0  # "invalid" embeds the first as zero and the second as nothing finite
     write_bin(world / "faces.bin", images)
     content = verification.read_bin(world / "faces.bin")
     keep = content.same == (kind == "d")
@@ -411,7 +411,7 @@ def test_one_kind_of_pairs_and_embeddings_without_direction(world, kind):
     (world / "faces.bin").write_bytes(pickle.dumps((encoded, content.same[keep].tolist())))
     for name in ("pgd", "ddn"):
         assert command(world, "attack", "--attack", name, "--steps", "5", "--eps", "1e-6", "--eps-u", "1e-6",
-                       "--no-skip", backbone="partly", tau="0.9" if kind == "i" else "-0.9") == 0
+                       "--no-skip", backbone="invalid", tau="0.9" if kind == "i" else "-0.9") == 0
     pairs, photos, summary, tries = read(world / "out")
     invalid = (pairs.norm_left == 0) | (pairs.norm_right == 0)
     assert summary["n_invalid_embeddings"] == 2 and 0 < invalid.sum() < len(pairs)
@@ -426,7 +426,7 @@ def test_one_kind_of_pairs_and_embeddings_without_direction(world, kind):
 def test_certified_decisions_that_fall_are_pointed_out(world, monkeypatch, capsys):
     assert command(world, "certify") == 0
     rescaled = layers.rescaled
-    monkeypatch.setattr(backbones, "lipschitz_bound", lambda network: 1.0)  # which would not let it pass
+    monkeypatch.setattr(backbones, "lipschitz_bound", lambda *_: 1.0)  # which would not let it pass
     monkeypatch.setattr(layers, "rescaled", lambda w, *others: (3 * rescaled(w, *others)[0], rescaled(w, *others)[1]))
     assert command(world, "attack", "--attack", "pgd", "--no-skip", *BUDGETS) == 0
     assert "certified decisions fell" in capsys.readouterr().err

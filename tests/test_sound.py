@@ -12,10 +12,9 @@ import torch
 from small_world import Tiny, command, summary_of, world  # noqa: F401
 from torch import nn
 
-from backbones import sound as sound_layers
 from backbones.bounds import lipschitz_bound
-from backbones.custom_layers import Downsize, PaddingChannels, SLLConv2d, SLLLinear
-from backbones.export import FoldedSLLConv2d
+from backbones.custom_layers import Downsize, FoldedSLLConv2d, PaddingChannels, SLLConv2d, SLLLinear
+from backbones.proof import State
 from backbones.shapes import HaarDownsize, RemoveMean
 from backbones.sound import Proof, Sound
 from eval.audit import sound
@@ -97,10 +96,10 @@ def test_the_rounding_of_means_is_part_of_the_bound():
 def test_the_rounding_of_sums_of_pixels_is_part_of_the_bound():
     torch.manual_seed(0)
     layer, z = HaarDownsize(2, 6), torch.rand(1, 2, 6, 8, dtype=torch.float64) + 0.1
-    before = sound_layers._State(z.norm().item(), 0.0)
+    before = State(z.norm().item(), 0.0)
     difference = exact(layer(z)).reshape(-1) - matrix(layer, z.shape[1:]) @ exact(z).reshape(-1)
     error = math.sqrt(sum(float(e)**2 for e in difference))
-    assert 0 < error <= sound_layers._after_haar(before).error <= 10 * 2.0**-53 * before.size
+    assert 0 < error <= layer.proven_rounding(before, z.shape[1:]).error <= 10 * 2.0**-53 * before.size
 
 
 def test_the_function_is_that_of_the_float32_weights():
@@ -109,7 +108,7 @@ def test_the_function_is_that_of_the_float32_weights():
     assert torch.equal(network.folded[2].weight, plain[2].rescaled()[0].double())
     images = torch.rand(5, *SIZE) - 0.5
     assert torch.allclose(network(images.double()).float(), plain(images), atol=1e-6)
-    assert network.lipschitz == pytest.approx(lipschitz_bound(plain), rel=1e-12)
+    assert network.lipschitz == pytest.approx(lipschitz_bound(plain, SIZE), rel=1e-12)
 
 
 def test_the_error_bound_holds_for_other_orders_of_summation():

@@ -63,7 +63,7 @@ def reference(tmp_path_factory):
 def test_a_run_leaves_its_log_weights_and_state(reference):
     lines = (reference / "training.log").read_text().splitlines()
     rows = curve(reference)
-    assert [row[3] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[0][1] == 1e-3 and rows[5][1] == pytest.approx(1e-3 / 6, abs=1e-6)
+    assert [row[3] for row in rows] == [1, 2, 3, 4, 5, 6] and [row[1] for row in rows] == pytest.approx([1e-3 * (6 - k) / 6 for k in range(1, 7)], abs=1e-6)
     verification = [line.split("-", 3)[3] for line in lines if "[synthetic][6]" in line]
     for line, pattern in zip(verification, (r"XNorm: \d+\.\d{6}", r"Accuracy-Flip: 0\.\d{5}\+-0\.\d{5}",
                                             r"Accuracy-Unflipped: 0\.\d{5}\+-0\.\d{5}", r"Accuracy-Highest: 0\.\d{5}"), strict=True):
@@ -160,7 +160,9 @@ def test_iresnets_are_fed_twice_the_pixels_and_ir_50_is_not():
     (["batchsize=3"], "did you mean 'batch_size'"), (["batch_size=0"], "at least 1"), (["xi=-1"], "not negative"), (["backbone=sllnet_smal"], "sllnet_small"),
     (["header=arc"], "arcface"), (["rec=/nowhere"], "/nowhere"), (["batch_size=1000"], "1000"), (["precision=fp8"], "fp16"), (["device=tpu9"], "device"),
     (["init_weights=/nowhere.pt"], "/nowhere.pt"), (["resume=/nowhere.pt"], "/nowhere.pt"), (["val_targets=lfw"], "lfw.bin"),
-    (["header_args={'margin': 1}"], "header_args"), (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
+    (["header_args={'margin': 1}"], "header_args"), (["header_args={'name': 1}"], "header_args={'name': 1}: "),
+    (["header_args={'run_seed': 1}"], "run_seed"), (["header_args={'num_classes': 1}"], "num_classes"), (["header_args={'s': 'x'}"], "s='x', expected float"), (["header=AcrFace"], "did you mean 'arcface'"),
+    (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
 def test_bad_settings_end_at_once_in_one_line(tmp_path, capsys, arguments, message):
     assert run(tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err.strip()

@@ -14,9 +14,9 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-import backbones  # noqa: E402
-import small_world  # noqa: E402
+import small_world  # noqa: E402, F401  for its network "tiny"
 import train  # noqa: E402
+from backbones import register  # noqa: E402
 from config import config  # noqa: E402
 from utils.recordio import RecordWriter, pack  # noqa: E402
 from utils.utils_callbacks import CallBackLogging  # noqa: E402
@@ -27,21 +27,12 @@ SETTINGS = ["backbone=tiny", "batch_size=8", "num_epoch=2", "frequent=1", "num_w
             "save_steps=2", "verbose=1000"]
 
 
+@register("with_batch_norm", image_size=(3, 16, 16), lipschitz=False)
 class WithBatchNorm(nn.Sequential):
     """[N, 3, 16, 16] -> [N, 32] with running means, which a step that is not finite must not spoil."""
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 32, bias=False))
-
-
-small_world.WithBatchNorm = WithBatchNorm
-
-
-def register() -> None:
-    """Make the networks `tiny` and `with_batch_norm` known."""
-    sys.modules["backbones.small_world"] = small_world
-    backbones._NETWORKS["tiny"] = backbones._Entry("small_world", "Tiny", lipschitz=True)
-    backbones._NETWORKS["with_batch_norm"] = backbones._Entry("small_world", "WithBatchNorm")
 
 
 def write_faces(folder: Path, people: int = 12, bad: "tuple[int, ...]" = (), seed: int = 0) -> Path:
@@ -72,7 +63,6 @@ def with_faults() -> None:
 
 
 if __name__ == "__main__":
-    register()
     with_faults()
     settings = {setting.partition("=")[0]: setting for setting in (*SETTINGS, *sys.argv[1:])}
     sys.exit(train.run(config, list(settings.values())))

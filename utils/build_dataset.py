@@ -10,7 +10,7 @@ import argparse
 import pickle
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Sequence
 
 from utils import InputError, one_line
 from utils.files import atomic_write, read_file
@@ -19,7 +19,7 @@ from utils.files import atomic_write, read_file
 MAX_RECORDS = 2**24
 
 
-def build_rec(images: Path, prefix: Path, quality: int = 95, size: Optional[int] = None, progress: bool = False) -> "tuple[int, int]":
+def build_rec(images: Path, prefix: Path, quality: int = 95, size: int | None = None, progress: bool = False) -> tuple[int, int]:
     """Write PREFIX.rec, PREFIX.idx and, in the same folder, `property` from a folder with a folder of images for each identity.
 
     Key 0 is the header (labels: first key past the images, first key past the identities), then come the images in the order of
@@ -46,7 +46,7 @@ def build_rec(images: Path, prefix: Path, quality: int = 95, size: Optional[int]
     return len(samples), identities
 
 
-def build_bin(pairs: Path, images: Path, out: Path, size: Optional[int] = None, progress: bool = False) -> int:
+def build_bin(pairs: Path, images: Path, out: Path, size: int | None = None, progress: bool = False) -> int:
     """Write a .bin of the verification pairs listed in the file `pairs` (see the top of this module); returns how many.
 
     JPEG and PNG files of the right size are stored as they are, anything else as PNG. Raises InputError naming file and line.
@@ -60,7 +60,7 @@ def build_bin(pairs: Path, images: Path, out: Path, size: Optional[int] = None, 
     return len(same)
 
 
-def write_bin(path: "str | Path", images: Sequence[bytes], same: Sequence[bool]) -> None:
+def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
     """Write a verification file: a pickle of (list of 2N encoded images, list of N bools), pair i being images 2i and 2i + 1."""
     if len(images) != 2 * len(same):
         raise ValueError(f"{len(images)} images for {len(same)} pairs, expected two for each")
@@ -71,7 +71,7 @@ def write_bin(path: "str | Path", images: Sequence[bytes], same: Sequence[bool])
 class _Encoder:
     """Path -> encoded image of one (height, width) for all: `size` x `size`, or that of the first image."""
 
-    def __init__(self, kind: str, quality: int, size: Optional[int]) -> None:
+    def __init__(self, kind: str, quality: int, size: int | None) -> None:
         self.kind, self.quality, self.resize = kind, quality, size is not None
         self.size, self.first = (size, size) if self.resize else None, None
 
@@ -92,7 +92,7 @@ class _Encoder:
 _SIGNATURES = {"jpeg": b"\xff\xd8", "png": (b"\xff\xd8", b"\x89PNG")}  # what needs no encoding, by what would be encoded to
 
 
-def _resized(image, size: "tuple[int, int]"):
+def _resized(image, size: tuple[int, int]):
     import numpy as np
     import torch
     from PIL import Image
@@ -101,7 +101,7 @@ def _resized(image, size: "tuple[int, int]"):
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
-def _labelled_images(root: Path) -> "tuple[list[tuple[Path, int]], int]":
+def _labelled_images(root: Path) -> tuple[list[tuple[Path, int]], int]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     if not root.is_dir():
@@ -118,7 +118,7 @@ def _labelled_images(root: Path) -> "tuple[list[tuple[Path, int]], int]":
     return samples, len(folders)
 
 
-def _read_pairs(path: Path) -> "list[tuple[str, str, bool]]":
+def _read_pairs(path: Path) -> list[tuple[str, str, bool]]:
     pairs = []
     for number, line in enumerate(_read(path).decode("utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
@@ -171,7 +171,7 @@ def _pixels(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status (2 for input that cannot be used)."""
     options = _parser().parse_args(arguments)
     try:

@@ -2,7 +2,7 @@
 import os
 import pickle
 import warnings
-from typing import Any
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from torch import nn
 from utils import InputError
 from utils.untrusted import torchfile
 from utils.files import atomic_write
+
+_NETWORK = "network"  # the key of what a state dict says of its network, in the metadata of its root
+_LONGEST = 300  # characters of a text in it
 
 
 def save(path: "str | os.PathLike[str]", content: Any) -> None:
@@ -49,14 +52,50 @@ def load(path: "str | os.PathLike[str]", device: "torch.device | str" = "cpu", w
         raise InputError(f"{path}: not a checkpoint, or damaged: {first[0]}") from error
 
 
-def load_weights(module: nn.Module, path: "str | os.PathLike[str]") -> None:
+def save_weights(path: "str | os.PathLike[str]", module: nn.Module, name: str = "", arguments: "Mapping[str, Any] | None" = None) -> None:
+    """Write the state dict of `module`, with the name and the arguments of the network that it is of, if a name is given.
+
+    Those are in the metadata that a state dict has of its versions: other readers of the file find the plain state dict that they expect.
+    Raises ValueError for arguments that are not plain data (numbers, texts, None, and lists, tuples and dictionaries of those), OSError as
+    `save`.
+    """
+    state = module.state_dict()
+    if name:
+        record = {"name": name, "arguments": dict(arguments or {})}
+        if not _is_record(record):
+            raise ValueError(f"{name}: expected plain data as arguments, got {arguments!r}"[:300])
+        state._metadata = {**state._metadata, "": {**state._metadata.get("", {}), _NETWORK: record}}
+    save(path, state)
+
+
+def network_of(state: Any, path: "str | os.PathLike[str]" = "state dict") -> "tuple[str, dict[str, Any]] | None":
+    """(name, arguments) of the network that a state dict from `load` was written of, None where it does not say.
+
+    Raises InputError, naming `path`, where what it says is not of the kind that `save_weights` writes.
+    """
+    metadata = getattr(state, "_metadata", None)
+    root = metadata.get("") if isinstance(metadata, dict) else None
+    if not isinstance(root, dict) or _NETWORK not in root:
+        return None
+    if not _is_record(root[_NETWORK]):
+        raise InputError(f"{path}: what it says of its network is not a name and arguments of plain data: damaged")
+    return root[_NETWORK]["name"], root[_NETWORK]["arguments"]
+
+
+def load_weights(module: nn.Module, path: "str | os.PathLike[str]", accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
     """Load a state dict file into `module`, strictly; keys may carry the `module.` prefix that DDP adds.
 
-    Raises InputError naming the file and the first missing, unexpected or wrongly shaped entries; the module is then unchanged.
+    accept: is called with name and arguments of the network where the file says them (`save_weights`), and raises InputError for another
+    one. Raises InputError naming the file and the first missing, unexpected or wrongly shaped entries; the module is then unchanged.
     """
     state = load(path)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    if (found := network_of(state, path)) and accept is not None:
+        try:
+            accept(*found)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
     expected = module.state_dict()
     problems = []
@@ -64,12 +103,39 @@ def load_weights(module: nn.Module, path: "str | os.PathLike[str]") -> None:
         if keys:
             problems.append(f"{len(keys)} {what} ({_some(sorted(keys))})")
     shapes = [f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
-              for key in expected if key in state and state[key].shape != expected[key].shape]
+              for key in expected if key in state and not _fits(key, state[key], expected[key])]
     if shapes:
         problems.append(f"{len(shapes)} of another shape ({_some(shapes)})")
     if problems:
         raise InputError(f"{path}: not a checkpoint of {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict({key: value.reshape(expected[key].shape) for key, value in state.items()}, strict=True)
+
+
+def _fits(key: str, value: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether it has the shape; a bias, one value a channel, may have any number of axes of length 1 (published layers differ in that)."""
+    is_bias = key.rpartition(".")[2] == "bias"
+    return value.shape == expected.shape or is_bias and value.squeeze().shape == expected.squeeze().shape
+
+
+def _is_record(record: Any) -> bool:
+    return isinstance(record, dict) and record.keys() == {"name", "arguments"} and isinstance(record["name"], str) \
+        and 0 < len(record["name"]) <= _LONGEST and isinstance(record["arguments"], dict) and is_plain(record["arguments"])
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is made of numbers, short texts, None, and containers of those with at most a thousand of them."""
+    waiting, count = [value], 0
+    while waiting:
+        item, count = waiting.pop(), count + 1
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()][:1001]
+        elif isinstance(item, (list, tuple)):
+            waiting += item[:1001]
+        elif not (item is None or type(item) in (bool, float) or type(item) is int and abs(item) < 2**63 or type(item) is str and len(item) <= _LONGEST):
+            return False
+        if count > 1000:
+            return False
+    return True
 
 
 def _some(items: list, most: int = 3) -> str:

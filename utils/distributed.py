@@ -2,19 +2,15 @@
 import contextlib
 import datetime
 import os
-import re
-import time
-import uuid
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from utils import InputError, RunError
-
-TIMEOUT = 1800  # seconds
-# what gloo, nccl and the store that joins them say when a process has gone or does not answer
-_LOST = re.compile(r"\b(gloo|nccl|c10d|\w*store|socket)\b|processgroup|connection|timed out|timeout|broken pipe", re.IGNORECASE)
+from utils import InputError
+from utils.faults.rendezvous import TIMEOUT, of_this_start, raise_for_lost_process
 
 
 def world_size() -> int:
@@ -64,8 +60,25 @@ def sums_over_ranks(values: Sequence[int]) -> list[int]:
     return sums.tolist()
 
 
+def distribute(module: nn.Module, parts: int = 1) -> nn.Module:
+    """The module under DDP where there are several processes and anything to train; it is run `parts` times a step."""
+    if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=parts == 1)
+
+
+def undistributed(module: nn.Module) -> nn.Module:
+    """The module that DDP holds, or the module itself."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def locally(module: nn.Module) -> contextlib.AbstractContextManager:
+    """Inside, backward passes add up gradients on this rank without averaging them over the ranks."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
-def process_group(device: Optional[str] = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
+def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
     """Join the processes that torchrun started (nccl for CUDA, gloo for the CPU) and yield this process's device.
 
     device: "cpu", "cuda", "cuda:1" ...; None: CUDA where there is one. Without torchrun nothing is joined. Raises InputError for a
@@ -81,8 +94,9 @@ def process_group(device: Optional[str] = None, timeout: float = TIMEOUT) -> Ite
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout)))
         # gloo beside nccl: what is in the memory of the CPU is exchanged without waiting for a device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", store=_of_this_start(store, number, count, timeout),
-                                rank=number, world_size=count, device_id=chosen if chosen.type == "cuda" else None,
+        store = of_this_start(store, number, count, timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count,
+                                device_id=chosen if chosen.type == "cuda" else None,
                                 timeout=datetime.timedelta(seconds=timeout))
         try:
             yield chosen
@@ -93,39 +107,7 @@ def process_group(device: Optional[str] = None, timeout: float = TIMEOUT) -> Ite
         raise
 
 
-def raise_for_lost_process(error: RuntimeError, timeout: float = TIMEOUT) -> None:
-    """Raise RunError instead of what a collective operation raises where another process ended or does not answer; return for others."""
-    first = str(error).strip().split("\n")[0]
-    if not isinstance(error, (RunError, torch.OutOfMemoryError)) and _LOST.search(first):
-        raise RunError(f"process {os.environ.get('RANK', 0)}: another process ended, or did not answer within {timeout:g} seconds: "
-                       f"{first}") from error
-
-
-def _of_this_start(store: dist.Store, number: int, count: int, timeout: float) -> dist.Store:
-    """A part of the store that the processes of this very start have to themselves.
-
-    torchrun keeps one store through all its restarts, and what the killed processes left in it, their addresses, must not be found by
-    those that follow. Process 0 gives this start a name and waits until each of the others has left a word under it; they know by
-    their own word in its answer that it is not that of an earlier start.
-    """
-    word, deadline, seen = uuid.uuid4().hex, time.monotonic() + timeout, ""
-    if number == 0:
-        store.set("start", word)
-        words = [store.get(f"{word}/{other}").decode() for other in range(1, count)]
-        store.set(f"{word}/all", " ".join(words))
-        return dist.PrefixStore(word, store)
-    while time.monotonic() < deadline:
-        start = store.get("start").decode()
-        if start != seen:
-            store.set(f"{start}/{number}", word)
-        if store.check([f"{start}/all"]) and word in store.get(f"{start}/all").decode():
-            return dist.PrefixStore(start, store)
-        seen = start
-        time.sleep(0.02)
-    raise RunError(f"process {number}: process 0 did not answer within {timeout:g} seconds")
-
-
-def _device(name: Optional[str], local_rank: int) -> torch.device:
+def _device(name: str | None, local_rank: int) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:

@@ -12,7 +12,7 @@ from utils import InputError
 
 
 @contextlib.contextmanager
-def atomic_write(path: "str | os.PathLike[str]", mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside `path` that takes its name only once everything was written.
 
     mode: "w" (UTF-8 text) or "wb". The folder is made where it is missing. Where the body raises, `path` keeps its former content
@@ -46,7 +46,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_unfinished(folder: "str | os.PathLike[str]", names: str) -> None:
+def remove_unfinished(folder: str | os.PathLike[str], names: str) -> None:
     """Remove what `atomic_write` left behind in processes that were killed: temporary files of names that match the pattern."""
     for path in Path(folder).glob(f".{names}.*.tmp"):
         path.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def _umask() -> int:
     return mask
 
 
-def require_file(path: "str | os.PathLike[str]") -> int:
+def require_file(path: str | os.PathLike[str]) -> int:
     """The size of a regular file in bytes.
 
     Raises OSError where there is nothing, and InputError where there is something else: a pipe would never end.
@@ -69,7 +69,7 @@ def require_file(path: "str | os.PathLike[str]") -> int:
     return status.st_size
 
 
-def read_file(path: "str | os.PathLike[str]", most: int) -> bytes:
+def read_file(path: str | os.PathLike[str], most: int) -> bytes:
     """The content of a regular file of at most `most` bytes. Raises as `require_file`, and InputError for a longer one."""
     size = require_file(path)
     if size > most:
@@ -78,7 +78,7 @@ def read_file(path: "str | os.PathLike[str]", most: int) -> bytes:
         return file.read(most)
 
 
-def sha256(path: "str | os.PathLike[str]") -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, as 64 hexadecimal digits. Raises as `require_file`."""
     require_file(path)
     digest = hashlib.sha256()
@@ -88,14 +88,14 @@ def sha256(path: "str | os.PathLike[str]") -> str:
     return digest.hexdigest()
 
 
-def write_json(path: "str | os.PathLike[str]", content: object) -> None:
+def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data as indented JSON, whole or not at all. Raises ValueError for NaN and infinities, which JSON has not."""
     with atomic_write(path) as file:
         json.dump(content, file, indent=2, allow_nan=False)
         file.write("\n")
 
 
-def read_json(path: "str | os.PathLike[str]", most: int = 2**20) -> object:
+def read_json(path: str | os.PathLike[str], most: int = 2**20) -> object:
     """What a JSON file of at most `most` bytes holds. Raises as `read_file`, and InputError where it is not JSON."""
     try:
         return json.loads(read_file(path, most))

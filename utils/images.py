@@ -2,7 +2,6 @@
 import io
 import re
 import struct
-from typing import Union
 
 import numpy as np
 import simplejpeg
@@ -10,7 +9,7 @@ import torch
 
 from utils import RecordError
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 MAX_PIXELS = 2**24
 MAX_ENCODED = 2**27  # bytes of an image file: more than the largest image that is decoded has pixels
@@ -41,7 +40,7 @@ def decode_image(data: Buffer, name: str) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def image_size(data: bytes, name: str) -> "tuple[int, int]":
+def image_size(data: bytes, name: str) -> tuple[int, int]:
     """(height, width) from the header of an encoded image, without decoding it.
 
     Raises RecordError, with `name` in the message, where there is no such header or decoding would cost more than MAX_PIXELS allow.
@@ -89,7 +88,7 @@ def _decode_other(data: bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _open(data: bytes, name: str, formats: "tuple[str, ...]"):
+def _open(data: bytes, name: str, formats: tuple[str, ...]):
     from PIL import Image
 
     try:

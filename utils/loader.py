@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
@@ -44,7 +44,7 @@ class EpochBatches(Sampler):
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
 
-    def __iter__(self) -> "Iterator[list[tuple[int, int]]]":
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         indices, epoch = self.sampler.indices(), self.sampler.epoch
         for start in range(0, len(indices) - self.batch_size + 1, self.batch_size):
             yield [(epoch, index) for index in indices[start:start + self.batch_size].tolist()]
@@ -62,7 +62,7 @@ class BatchReader(Dataset):
         self.dataset, self.flip, self.seed, self.skip = dataset, flip, seed, skip
         self.reading = torch.full((max(1, num_workers), 2), -1).share_memory_()  # (process, sample) of each worker
 
-    def __getitems__(self, batch: "Sequence[tuple[int, int]]") -> "tuple[torch.Tensor, torch.Tensor, dict[str, str]] | str":
+    def __getitems__(self, batch: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]] | str:
         worker, bad = get_worker_info(), {}
         here = self.reading[worker.id if worker else 0].numpy()
         here[0] = os.getpid()
@@ -80,7 +80,7 @@ class BatchReader(Dataset):
         """How messages call a sample."""
         return self.dataset.name(index) if hasattr(self.dataset, "name") else f"sample {index}"
 
-    def _sample(self, epoch: int, index: int, here, bad: "dict[str, str]") -> "tuple[torch.Tensor, int]":
+    def _sample(self, epoch: int, index: int, here, bad: dict[str, str]) -> tuple[torch.Tensor, int]:
         for place in range(index, index + MOST_BAD_IN_A_ROW):
             here[1] = place % len(self.dataset)
             try:
@@ -104,8 +104,8 @@ class Loader:
     """
 
     def __init__(self, dataset: Dataset, sampler: DistributedSampler, batch_size: int, flip: bool, seed: int, num_workers: int,
-                 prefetch_factor: int, pin_memory: bool, start_method: Optional[str], skip: bool, timeout: float) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
+                 prefetch_factor: int, pin_memory: bool, start_method: str | None, skip: bool, timeout: float) -> None:
+        self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
         self.bad_records: dict[str, str] = {}
         self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
         workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,
@@ -124,7 +124,7 @@ class Loader:
         """Choose what the next iteration gives: the batches of `epoch` from number `start_batch` on; earlier ones are not read."""
         self.sampler.set_epoch(epoch, start_batch * self.batch_size)
 
-    def __iter__(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
             with _children_are_not_watched():
                 batches = iter(self._loader)
@@ -155,6 +155,12 @@ class Loader:
         at = {process: sample for process, sample in at.items() if process not in alive} or at
         reason = " ".join(str(error).split()) if "DataLoader" in str(error) else "a DataLoader worker ended"
         return f"{reason[:200]}; it was reading {', '.join(map(self._reader.name, at.values())) or 'nothing'}"
+
+
+def spare_workers(wanted: int | None) -> int:
+    """Decoding processes of this training process: as asked for, or one per core that is left over, at most 8."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
 
 
 class _children_are_not_watched:

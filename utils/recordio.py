@@ -13,7 +13,7 @@ import os
 import struct
 import warnings
 from pathlib import Path
-from typing import NamedTuple, Sequence, Union
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
@@ -33,19 +33,19 @@ _READ_AHEAD = 2**16  # bytes
 _INDEX_LINE = 48  # the most bytes of two numbers of 19 digits with what is around them
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = str | os.PathLike[str]
 
 
 class Record(NamedTuple):
     """An unpacked image record; `label` is a float, or a float32 array [flag] where flag > 0."""
 
     flag: int
-    label: "float | np.ndarray"
+    label: float | np.ndarray
     id: int
     image: memoryview
 
 
-def unpack(payload: Union[bytes, memoryview], name: str = "record") -> Record:
+def unpack(payload: bytes | memoryview, name: str = "record") -> Record:
     """Split the payload of an image record into header and image bytes; raises RecordError (with `name`) where it is too short."""
     view = memoryview(payload)
     if len(view) < _HEADER.size:
@@ -59,7 +59,7 @@ def unpack(payload: Union[bytes, memoryview], name: str = "record") -> Record:
     return Record(flag, np.frombuffer(view, "<f4", flag, _HEADER.size), identifier, view[start:])
 
 
-def pack(label: "float | Sequence[float] | np.ndarray", identifier: int = 0, image: bytes = b"") -> bytes:
+def pack(label: float | Sequence[float] | np.ndarray, identifier: int = 0, image: bytes = b"") -> bytes:
     """The payload of an image record with one label (flag 0) or an array of labels (flag = how many)."""
     if np.ndim(label) == 0:
         return _HEADER.pack(0, label, identifier, 0) + image
@@ -170,7 +170,7 @@ class IndexedRecordFile:
             raise InputError(f"{self.rec_path}: {found} bytes, expected {self.size}: the file shrank while in use")
         return data
 
-    def _span(self, key: int) -> "tuple[int, int]":
+    def _span(self, key: int) -> tuple[int, int]:
         if key not in self:
             raise InputError(f"{self.idx_path}: key {key} is not in the index")
         place = self._sorted_keys.searchsorted(key)
@@ -278,7 +278,7 @@ class RecordWriter:
         self._rec = self._files.enter_context(atomic_write(self.rec_path, "wb"))
         return self
 
-    def __exit__(self, *error) -> "bool | None":
+    def __exit__(self, *error) -> bool | None:
         return self._files.__exit__(*error)
 
     def write(self, key: int, payload: bytes) -> None:
@@ -296,7 +296,7 @@ class RecordWriter:
         self._rec.write(b"\0" * (-len(payload) % 4))
 
 
-def _aligned_magic(payload: bytes) -> "list[int]":
+def _aligned_magic(payload: bytes) -> list[int]:
     """Where the magic number stands at a multiple of 4."""
     found, position = [], payload.find(_MAGIC_BYTES)
     while position >= 0:
@@ -306,7 +306,7 @@ def _aligned_magic(payload: bytes) -> "list[int]":
     return found
 
 
-def _read_index(path: str) -> "tuple[np.ndarray, np.ndarray]":
+def _read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
     """(keys, offsets), int64, of an index file."""
     try:
         with warnings.catch_warnings():
@@ -322,7 +322,7 @@ def _read_index(path: str) -> "tuple[np.ndarray, np.ndarray]":
     return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
 
 
-def _bad_line(path: str) -> "str | None":
+def _bad_line(path: str) -> str | None:
     """The first line that is not an entry; only looked for once something is wrong, as it is a Python loop over the lines."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

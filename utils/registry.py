@@ -1,9 +1,10 @@
 """Things of one kind by name, each registered beside its definition; things of others by `package.module:Name`."""
 import difflib
 import importlib
+import inspect
 import os
 import sys
-from typing import Any, Callable, Generic, Iterable, TypeVar
+from typing import Any, Callable, Generic, Iterable, Mapping, TypeVar
 
 from utils import InputError
 
@@ -48,16 +49,16 @@ class Registry(Generic[E]):
     def find(self, name: str) -> E:
         """The entry of a registered name, of an alias, or of `package.module:Name` of somebody else's code.
 
-        What `Name` was registered with there holds for it; without that, an entry whose facts are the defaults. Modules are looked for where
-        Python looks and in the current folder. Raises InputError, with the nearest name, where there is none.
+        What `Name` was registered with there holds for it; without that, an entry whose facts are the defaults. Modules are looked for
+        where Python looks and in the current folder. Raises InputError, with the nearest name, where there is none.
         """
         if ":" in name:
             return self._outside(name)
         self._load()
         name = self._aliases.get(name, name)
         if name not in self._entries:
-            raise InputError(f"{self.kind} {name!r} is not known{self._nearest(name)} (there are {', '.join(self._entries)}; another project's "
-                             "is given as package.module:Name)")
+            raise InputError(f"{self.kind} {name!r} is not known{self._nearest(name)} (there are {', '.join(self._entries)}; another "
+                             "project's is given as package.module:Name)")
         return self._entries[name]
 
     def _load(self) -> None:
@@ -77,8 +78,9 @@ class Registry(Generic[E]):
             sys.path.append(os.getcwd())
         try:
             build = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"{self.kind} {name}: cannot be imported: {error}") from error
+        except Exception as error:  # whatever the other project's code raises while it is imported
+            reason = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.kind} {name}: cannot be imported: {reason}") from error
         if not callable(build):
             raise InputError(f"{self.kind} {name}: is a {type(build).__name__}, expected a class or a function")
         registered = next((entry for entry in self._entries.values() if entry.build is build), None)
@@ -89,3 +91,17 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two definitions are one, that of a module which was imported again."""
     places = [(getattr(build, "__module__", None), getattr(build, "__qualname__", None)) for build in (one, other)]
     return one is other or None not in places[0] and places[0] == places[1]
+
+
+def check_arguments(build: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise TypeError, naming it, for an argument of `build` that is of another type than its default (an int may stand for a float), or
+    negative where that is an int. `build` itself says which ones it does not take.
+    """
+    parameters = inspect.signature(build).parameters
+    for key, value in given.items():
+        default = parameters[key].default if key in parameters else None
+        kind = type(default)
+        if default is None or default is inspect.Parameter.empty:  # tells nothing of the type
+            continue
+        if type(value) is not kind and (kind, type(value)) != (float, int) or kind is int and value < 0:
+            raise TypeError(f"{key}={value!r}, expected {kind.__name__}{' >= 0' * (kind is int)}")

@@ -1,41 +1,66 @@
 """Settings given as `key=value`, read as literals and checked against the type of what they replace, and against their range."""
 import ast
+import contextlib
 import copy
 import difflib
 import math
 import sys
-from typing import Any, Callable, Mapping, Optional, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from easydict import EasyDict
 
 from utils import InputError, one_line
 
 # what settings that are None by default may be given
-_OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "init_weights": str, "device": str, "resume": str,
+_OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "emb_size": int, "init_weights": str, "device": str, "resume": str,
              "val_targets": list, "epochs": int, "batch_size": int}
 
 
-def override(config: EasyDict, arguments: Sequence[str]) -> EasyDict:
+NO_NAMES: Mapping[str, Callable[[str], str]] = MappingProxyType({})
+
+
+def override(config: EasyDict, arguments: Sequence[str], names: Mapping[str, Callable[[str], str]] = NO_NAMES) -> EasyDict:
     """A copy of `config` with the `key=value` arguments put in.
 
-    Values are Python literals; text needs no quotes. An int may stand for a float. Raises InputError for an argument without "=",
-    an unknown key (naming the nearest one), a key given twice, or a value of another type.
+    Values are Python literals; text needs no quotes. An int may stand for a float. names: other projects' names of settings, each with a
+    function from the text of its value to the `key=value` meant; those in `config` hold over what it has under our own names. Raises
+    InputError for an argument without "=", an unknown key (naming the nearest one), a key given twice, or a value of another type.
     """
     settings = copy.deepcopy(config)
-    given = set()
+    foreign = [f"{key}={settings.pop(key)}" for key in names if key in settings]
+    if foreign:
+        settings = override(settings, foreign, names)
+    defaults, given = dict(settings), set()
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
             raise InputError(f"argument {argument[:60]!r}: expected key=value")
-        if key not in settings:
-            near = difflib.get_close_matches(key, settings, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
-            raise InputError(f"setting {key[:60]!r} is not known; {hint}")
+        if key in names:
+            key, _, text = names[key](text).partition("=")
+        require_known(key, settings)
         if key in given:
             raise InputError(f"setting {key!r} is given twice")
         given.add(key)
-        settings[key] = _typed(key, text, config[key])
+        settings[key] = _typed(key, text, defaults[key])
     return settings
+
+
+def require_known(key: str, settings: Mapping[str, Any]) -> None:
+    """Raise InputError, with the nearest name, for a key that is none of the settings."""
+    if key not in settings:
+        near = difflib.get_close_matches(key, settings, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
+        raise InputError(f"setting {key[:60]!r} is not known; {hint}")
+
+
+@contextlib.contextmanager
+def at_fault(cfg: EasyDict, key: str) -> Iterator[None]:
+    """Messages of what cannot be used inside, or of arguments that do not fit, begin with the setting that says so."""
+    try:
+        yield
+    except (InputError, TypeError) as error:
+        raise InputError(f"setting {key}={cfg[key]}: {error}") from error
 
 
 def _typed(key: str, text: str, default: Any) -> Any:
@@ -61,8 +86,11 @@ def _typed(key: str, text: str, default: Any) -> Any:
     raise InputError(f"setting {key}={' '.join(text[:60].split())}: expected {kind.__name__}, found {type(value).__name__}")
 
 
-def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict, usage: str, arguments: Optional[Sequence[str]] = None) -> int:
+def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict, usage: str, arguments: Sequence[str] | None = None,
+                names: Mapping[str, Callable[[str], str]] = NO_NAMES) -> int:
     """The command line of a script: `work` with `config` and its `key=value` arguments (None: the process's own), or `usage` for --help.
+
+    names: as `override` takes them.
 
     Returns the exit status: 0, or 2 after one line headed by `name` where `work` raises InputError or OSError.
     """
@@ -71,14 +99,14 @@ def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict,
         print(usage)
         return 0
     try:
-        work(override(config, arguments))
+        work(override(config, arguments, names))
     except (InputError, OSError) as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def check_least(cfg: EasyDict, least: Mapping[str, int], bits: Optional[int] = None) -> None:
+def check_least(cfg: EasyDict, least: Mapping[str, int], bits: int | None = None) -> None:
     """Raise InputError, naming the setting, unless each one is None or at least that number; with `bits`, also below 2**bits."""
     for key, bound in least.items():
         if cfg[key] is not None and not bound <= cfg[key] < (2**bits if bits else math.inf):

@@ -3,16 +3,16 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from utils import InputError
 from utils import checkpoint
-from utils.distributed import gather_objects, rank
+from utils.distributed import gather_objects, rank, undistributed, world_size
 from utils.files import remove_unfinished
-from utils.utils_logging import RunningMeans, speed_line
+from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 from utils.untrusted.torchfile import check
 
 LOGGER = logging.getLogger("training")
@@ -21,57 +21,66 @@ LOGGER = logging.getLogger("training")
 class CallBackLogging:
     """A log line and TensorBoard scalars every `frequent` steps; in between nothing leaves the device.
 
-    batch_size: images per step over all ranks. writer: a SummaryWriter, or None.
+    batch_size: images per step of this rank. writer: a SummaryWriter, or None.
     """
 
-    def __init__(self, frequent: int, total_steps: int, batch_size: int, start_step: int = 0, writer: Any = None):
-        self.frequent, self.total_steps, self.batch_size, self.writer = frequent, total_steps, batch_size, writer
-        self.means = RunningMeans()
+    def __init__(self, frequent: int, total_step: int, batch_size: int, start_step: int = 0, writer: Any = None) -> None:
+        self.frequent, self.total_step, self.batch_size, self.writer = frequent, total_step, batch_size, writer
         self.first = self.last = start_step
         self.began = self.since = time.perf_counter()
 
-    def __call__(self, step: int, epoch: int, learning_rate: float, loss: torch.Tensor, reg_loss: torch.Tensor,
-                 feature_norm: torch.Tensor, grad_scale: Callable[[], Optional[float]]) -> bool:
-        """Count optimiser step number `step` (from 1); returns whether a line was due. All ranks call it; `grad_scale` is asked for
-        only then."""
-        self.means.add(loss, reg_loss, feature_norm)
-        if step % self.frequent and step != self.total_steps:
+    def __call__(self, global_step: int, loss: AverageMeter, epoch: int, fp16: bool, learning_rate: float,
+                 grad_scaler: torch.amp.GradScaler | None, feature_norm: AverageMeter | None = None,
+                 reg_loss: AverageMeter | None = None) -> bool:
+        """Log optimiser step number `global_step` (from 1) if a line is due, and whether it is. All ranks call it.
+
+        The meters are of this rank and start anew with a line, which has the means over all ranks; it has no fields for those that
+        are None. learning_rate: the one after the step. grad_scaler: asked for its scale only under fp16.
+        """
+        if global_step <= self.last or global_step % self.frequent and global_step != self.total_step:
             return False
-        loss_mean, reg_mean, norm_mean = self.means.read()
+        meters = {"loss": loss, "feature_norm": feature_norm, "reg_loss": reg_loss}
+        given = {name: meter for name, meter in meters.items() if meter is not None}
+        means = dict(zip(given, means_over_ranks(list(given.values()))))
         now = time.perf_counter()
-        speed = (step - self.last) * self.batch_size / max(now - self.since, 1e-9)
-        hours_left = (now - self.began) / (step - self.first) * (self.total_steps - step) / 3600
-        self.last, self.since = step, now
-        LOGGER.info(speed_line(speed, loss_mean, learning_rate, epoch, step, hours_left, norm_mean, reg_mean, grad_scale()))
-        scalars = {"loss": loss_mean, "reg_loss": reg_mean, "feature_norm": norm_mean, "learning_rate": learning_rate, "speed": speed}
-        _write_scalars(self.writer, "train", scalars, step)
+        speed = (global_step - self.last) * self.batch_size * world_size() / max(now - self.since, 1e-9)
+        hours_left = (now - self.began) / (global_step - self.first) * (self.total_step - global_step) / 3600
+        self.last, self.since = global_step, now
+        LOGGER.info(speed_line(speed, learning_rate=learning_rate, epoch=epoch, step=global_step, hours_left=hours_left,
+                               grad_scale=grad_scaler.get_scale() if fp16 and grad_scaler is not None else None, **means))
+        _write_scalars(self.writer, "train", {**means, "learning_rate": learning_rate, "speed": speed}, global_step)
         return True
 
 
 class CallBackVerification:
-    """Verification on every target, with its log lines in the published format.
+    """Verification on .bin files, with its log lines in the published format.
 
-    verify: for each target's name a function network -> mapping with xnorm, accuracy, accuracy_std, unflipped, unflipped_std.
+    val_targets: their names, None for all there are. rec_prefix: the folder that has them. image_size: (height, width) of their images.
+    Raises InputError, now rather than after hours, for files that are missing or cannot be used (see eval/validation.py).
     """
 
-    def __init__(self, verify: Mapping[str, Callable[[nn.Module], Mapping[str, float]]], writer: Any = None):
-        self.verify, self.writer = verify, writer
-        self.highest = {name: 0.0 for name in verify}
+    def __init__(self, val_targets: Sequence[str] | None, rec_prefix: str | Path, summary_writer: Any = None,
+                 image_size: Sequence[int] = (112, 112)) -> None:
+        from eval.validation import validations  # this package knows nothing of faces
+        self.verify, self.writer = validations(val_targets, rec_prefix, image_size), summary_writer
+        self.highest = dict.fromkeys(self.verify, 0.0)
         self.done_at = -1
 
-    def __call__(self, step: int, network: nn.Module) -> None:
-        """Verify `network` as of optimiser step `step`, at most once a step. All ranks call it."""
-        if step == self.done_at:
+    def __call__(self, num_update: int, backbone: nn.Module) -> None:
+        """Verify `backbone` (pixels in [-0.5, 0.5] -> embeddings) as of optimiser step `num_update`, at most once a step. All ranks
+        call it; it is left in the mode it was in.
+        """
+        if num_update == self.done_at:
             return
-        self.done_at = step
+        self.done_at = num_update
         for name, verify in self.verify.items():
-            found = verify(network)
+            found = verify(undistributed(backbone))
             self.highest[name] = max(self.highest[name], found["accuracy"])
-            LOGGER.info("[%s][%d]XNorm: %.6f", name, step, found["xnorm"])
-            LOGGER.info("[%s][%d]Accuracy-Flip: %.5f+-%.5f", name, step, found["accuracy"], found["accuracy_std"])
-            LOGGER.info("[%s][%d]Accuracy-Unflipped: %.5f+-%.5f", name, step, found["unflipped"], found["unflipped_std"])
-            LOGGER.info("[%s][%d]Accuracy-Highest: %.5f", name, step, self.highest[name])
-            _write_scalars(self.writer, f"verification/{name}", found, step)
+            LOGGER.info("[%s][%d]XNorm: %.6f", name, num_update, found["xnorm"])
+            LOGGER.info("[%s][%d]Accuracy-Flip: %.5f+-%.5f", name, num_update, found["accuracy"], found["accuracy_std"])
+            LOGGER.info("[%s][%d]Accuracy-Unflipped: %.5f+-%.5f", name, num_update, found["unflipped"], found["unflipped_std"])
+            LOGGER.info("[%s][%d]Accuracy-Highest: %.5f", name, num_update, self.highest[name])
+            _write_scalars(self.writer, f"verification/{name}", found, num_update)
 
 
 def _write_scalars(writer: Any, group: str, scalars: Mapping[str, float], step: int) -> None:
@@ -92,7 +101,7 @@ class CallBackCheckpoint:
     settings: what a state must agree on with the run that resumes it. keep: the number of states that are kept, the newest ones.
     """
 
-    def __init__(self, output: "str | Path", parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int):
+    def __init__(self, output: str | Path, parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int):
         self.output, self.parts, self.settings, self.keep = Path(output), parts, dict(settings), keep
         self.remarks: list[str] = []  # on what was found when the run was taken up
 
@@ -101,10 +110,13 @@ class CallBackCheckpoint:
         return sorted((path for path in self.output.glob("state_*.pt") if _step_of(path) >= 0), key=_step_of, reverse=True)
 
     def save_weights(self, name: str) -> None:
-        """model_`name`.pt and header_`name`.pt: plain state dicts. Rank 0 writes; raises OSError where it cannot."""
+        """model_`name`.pt and header_`name`.pt: plain state dicts, which know the network that they are of (`built_as` of get_backbone).
+
+        Rank 0 writes; raises OSError where it cannot.
+        """
         if rank() == 0:
             for part in ("model", "header"):
-                checkpoint.save(self.output / f"{part}_{name}.pt", self.parts[part].state_dict())
+                checkpoint.save_weights(self.output / f"{part}_{name}.pt", self.parts[part], *getattr(self.parts[part], "built_as", ()))
 
     def save_state(self, progress: Mapping[str, Any]) -> None:
         """The state of all parts, `progress` (numbers, "step" among them, and dicts of them) and every rank's random state.
@@ -119,7 +131,7 @@ class CallBackCheckpoint:
             for path in self.states()[self.keep:]:
                 path.unlink(missing_ok=True)
 
-    def restore(self, wanted: Optional[str], changed: bool = False) -> dict:
+    def restore(self, wanted: str | None, changed: bool = False) -> dict:
         """Put every part back as a state has it and return the progress saved with it; {} for a fresh run.
 
         wanted: None (a fresh run), "auto" (the newest whole state in the output folder, if there are any) or the path of a state. All
@@ -136,7 +148,8 @@ class CallBackCheckpoint:
             raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
                              f"expected {', '.join(sorted(expected))}")
         saved = state["settings"]
-        different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items() if saved.get(key) != value]
+        different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items()
+                     if saved.get(key) != value]
         if different and not changed:
             raise InputError(f"{chosen}: the state is of a run with other settings: {'; '.join(different)} "
                              "(resume_changed=True goes on all the same)")
@@ -150,7 +163,7 @@ class CallBackCheckpoint:
             raise InputError(f"{chosen}: does not fit this run: {' '.join(str(error).split())[:200]}") from error
         return state["progress"]
 
-    def _choose(self, wanted: Optional[str]) -> Optional[str]:
+    def _choose(self, wanted: str | None) -> str | None:
         remove_unfinished(self.output, "*.pt")
         states = self.states()
         if wanted is None:
@@ -160,7 +173,8 @@ class CallBackCheckpoint:
         if wanted != "auto":
             later = [path for path in states if _step_of(path) > _step_of(Path(wanted)) >= 0]
             if later and Path(wanted).parent.resolve() == self.output.resolve():
-                raise InputError(f"{wanted}: there are later states ({later[0]}), which the run would meet: move them, or give another output")
+                raise InputError(f"{wanted}: there are later states ({later[0]}), which the run would meet: move them, or give another "
+                                 "output")
             return wanted
         damaged = []
         for path in states:

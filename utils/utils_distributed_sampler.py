@@ -1,5 +1,5 @@
 """Which process sees which sample when."""
-from typing import Iterator, Optional, Sized
+from typing import Iterator, Sized
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -18,7 +18,7 @@ class DistributedSampler(Sampler[int]):
     num_replicas, rank: taken from the process group when None (1 and 0 without one).
     """
 
-    def __init__(self, dataset: Sized, num_replicas: Optional[int] = None, rank: Optional[int] = None, shuffle: bool = True,
+    def __init__(self, dataset: Sized, num_replicas: int | None = None, rank: int | None = None, shuffle: bool = True,
                  seed: int = 0) -> None:
         self.num_samples_total = len(dataset)
         self.num_replicas = world_size() if num_replicas is None else num_replicas

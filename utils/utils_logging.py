@@ -1,11 +1,12 @@
-"""The training log in the published format, its reader, and running means that stay on the device until they are read."""
+"""The training log in the published format, its reader, and means that stay on the device until they are read."""
 import contextlib
 import logging
 import math
 import re
 import sys
+import threading
 from pathlib import Path
-from typing import Any, Callable, Iterable, NamedTuple, Optional
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import pandas as pd
 import torch
@@ -16,23 +17,29 @@ from utils import InputError
 from utils.distributed import rank, world_size
 from utils.files import read_file
 
+LOGGER = logging.getLogger("training")
 
-def init_logging(output: "str | Path") -> logging.Logger:
-    """The logger of a run: rank 0 writes to the console and appends to `output`/training.log, other ranks only warn.
 
+def init_logging(rank: int, models_root: str | Path, name: str | None = None) -> logging.Logger:
+    """Set up a logger: rank 0 writes to the console and appends to `models_root`/training.log, other ranks only warn.
+
+    name: which one. None is the root logger, as scripts written for insightface expect (`logging.info` then goes to the file, and so
+    does "training", the logger of this project); train.py sets up "training" alone and leaves those of its libraries as they are.
     Lines read `Training: 2024-02-02 12:33:23,502-message`.
     """
-    logger = logging.getLogger("training")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    logger, own = logging.getLogger(name), logging.getLogger("training")
+    for handler in [handler for each in (logger, own) for handler in each.handlers if isinstance(handler, (_LogFile, _ConsoleHandler))]:
+        for each in (logger, own):
+            each.removeHandler(handler)
         with contextlib.suppress(OSError):  # of lines that a full disk did not take
             handler.close()
-    logger.propagate = False
-    logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    own.propagate = name is None
+    own.setLevel(logging.NOTSET)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     handlers: list[logging.Handler] = [_ConsoleHandler()]
-    if rank() == 0:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(Path(output) / "training.log", encoding="utf-8"))
+    if rank == 0:
+        Path(models_root).mkdir(parents=True, exist_ok=True)
+        handlers.append(_LogFile(Path(models_root) / "training.log", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
         logger.addHandler(handler)
@@ -62,43 +69,102 @@ class _ConsoleHandler(logging.StreamHandler):
         self.flush()
 
 
-class RunningMeans:
-    """Means of a few scalar tensors over steps, kept on the device: adding never waits for it, reading does."""
+class AverageMeter:
+    """The mean of a number over steps. A tensor stays on its device: updating never waits for it, reading does.
+
+    Values that are not finite are not counted, as steps with them are skipped. val: the last value. sum, count, avg: of those since
+    `reset` on this rank; `avg` is NaN where there are none.
+    """
 
     def __init__(self) -> None:
-        self.sums: Optional[Tensor] = None  # of the values, and the number of steps
+        self.reset()
 
-    def add(self, *values: Tensor) -> None:
-        """Count one step's values (0-d tensors, always the same number of them), unless one of them is not finite."""
-        row = torch.stack([value.detach().float() for value in values])
-        finite = row.isfinite().all()
-        row = torch.cat([torch.where(finite, row, 0.0), finite.float().view(1)])
-        self.sums = row if self.sums is None else self.sums + row
+    def reset(self) -> None:
+        """Start anew."""
+        self.val: Tensor | float | None = None
+        self.totals: Tensor | None = None  # [the weighted sum, the number of values]
 
-    def read(self) -> list[float]:
-        """The means since the last call over all ranks, each of which must call it, NaN where no step counted; then start anew."""
-        if self.sums is None:
-            raise RuntimeError("no step was added since the last reading")
-        if world_size() > 1:
-            dist.all_reduce(self.sums)
-        *sums, steps = self.sums.tolist()
-        self.sums = None
-        return [value / steps if steps else math.nan for value in sums]
+    def update(self, val: Tensor | float, n: int = 1) -> None:
+        """Count a value (a number or a 0-d tensor) n times."""
+        self.val = val
+        value = val.detach().float() if isinstance(val, Tensor) else torch.tensor(val, dtype=torch.float64)
+        finite = value.isfinite()
+        row = torch.stack([torch.where(finite, value, 0.0), finite.to(value.dtype)]) * n
+        self.totals = row if self.totals is None else self.totals + row
+
+    @property
+    def sum(self) -> float:
+        """The sum of the values."""
+        return 0.0 if self.totals is None else self.totals[0].item()
+
+    @property
+    def count(self) -> int:
+        """How many of them there were."""
+        return 0 if self.totals is None else int(self.totals[1].item())
+
+    @property
+    def avg(self) -> float:
+        """Their mean."""
+        return self.sum / self.count if self.count else math.nan
 
 
-def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step: int, hours_left: float, feature_norm: float,
-               reg_loss: float, grad_scale: Optional[float] = None) -> str:
-    """A log line of the published runs: speed in images/s, mean feature norm, `grad_scale` under fp16 only."""
+def means_over_ranks(meters: Sequence[AverageMeter]) -> list[float]:
+    """The means over the values of all ranks, each of which must call it, NaN for a meter without; then the meters start anew.
+
+    Raises RuntimeError where a meter was never updated.
+    """
+    if any(meter.totals is None for meter in meters):
+        raise RuntimeError("no step was added since the last reading")
+    totals = torch.stack([meter.totals.to(meters[0].totals) for meter in meters])
+    if world_size() > 1:
+        totals = totals.cuda() if dist.get_backend() == "nccl" else totals  # which takes nothing else
+        dist.all_reduce(totals)
+    for meter in meters:
+        meter.reset()
+    return [total / count if count else math.nan for total, count in totals.tolist()]
+
+
+def tensorboard(folder: str | Path) -> Any:
+    """A TensorBoard writer on rank 0, None elsewhere and where its file cannot be written."""
+    if rank() != 0:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+    # its thread ends on a full disk, of which the next scalar tells: no need for a traceback as well
+    threading.excepthook = lambda args: LOGGER.warning("TensorBoard: %s", args.exc_value)
+    try:
+        return SummaryWriter(str(folder))
+    except OSError as error:
+        LOGGER.warning("TensorBoard gets no scalars: %s", error)
+        return None
+
+
+def close(writer: Any) -> None:
+    """Write what a TensorBoard writer still holds, if there is one and its disk has room."""
+    if writer is not None:
+        with contextlib.suppress(OSError):
+            writer.close()
+
+
+def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step: int, hours_left: float,
+               feature_norm: float | None = None, reg_loss: float | None = None, grad_scale: float | None = None) -> str:
+    """A log line of the published runs: speed in images/s, mean feature norm, lambda times the regulariser, `grad_scale` under fp16 only.
+
+    What is None has no field.
+    """
     scale = "" if grad_scale is None else f"Fp16 Grad Scale: {grad_scale:.0f}   "
-    gap = "  " if grad_scale is None else " "
-    return (f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {learning_rate:.6f}   Epoch: {epoch}   "
-            f"Global Step: {step}   {scale}Required: {hours_left:.0f} hours{gap}Feat Norm {feature_norm:.4f}  Reg Loss {reg_loss:.4f}")
+    line = (f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {learning_rate:.6f}   Epoch: {epoch}   "
+            f"Global Step: {step}   {scale}Required: {hours_left:.0f} hours")
+    if feature_norm is not None:
+        line += f"{'  ' if grad_scale is None else ' '}Feat Norm {feature_norm:.4f}"
+    return line if reg_loss is None else f"{line}  Reg Loss {reg_loss:.4f}"
 
 
 class TrainingLog(NamedTuple):
-    """What a training log says. `steps`, a row a log line: step, epoch, loss, learning_rate, speed (images/s), feature_norm and reg_loss,
-    means over the steps since the line before. `verification`, a row a target and step: target, step, xnorm, accuracy, accuracy_std and
-    highest, accuracies from 0 to 1; NaN is what the log does not say.
+    """What a training log says.
+
+    steps, a row a log line: step, epoch, loss, learning_rate (after the step), speed (images/s), feature_norm and reg_loss (lambda times
+    the regulariser); loss, feature_norm and reg_loss are means over the steps since the line before. verification, a row a target and
+    step: target, step, xnorm, accuracy, accuracy_std and highest, accuracies from 0 to 1; NaN is what the log does not say.
     """
     steps: pd.DataFrame
     verification: pd.DataFrame
@@ -121,7 +187,7 @@ _STEP_TYPES = {"step": int, "epoch": int, "loss": float, "learning_rate": float,
 _VERIFICATION_TYPES = {"target": str, "step": int, "xnorm": float, "accuracy": float, "accuracy_std": float, "highest": float}
 
 
-def read_training_log(path: "str | Path") -> TrainingLog:
+def read_training_log(path: str | Path) -> TrainingLog:
     """Read a log of train.py, or of the published runs, with or without `Fp16 Grad Scale` and `Meet Loss`.
 
     Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps of the losses, or those of the verifications,

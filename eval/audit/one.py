@@ -1,4 +1,4 @@
-"""Soundness audit: does anything that an attack can find contradict a certificate?
+"""Soundness audit of certificates against attacks on one image at a time.
 
 A radius rests on three statements about any x* that is r = |x* - x| away from x:
 
@@ -21,7 +21,7 @@ from torch import Tensor
 import attacks
 from eval import certification, outcomes
 from eval.audit.settings import EXACT, SHARE, Settings, finite
-from eval.certificates import Case, Certificate, OneImage
+from eval.certificates import ONE, Case, Certificate, OneImage
 from eval.records import AUDITED, Records, table_of
 from eval.robustness import with_attacks
 from eval.store.journal import Outcome
@@ -144,7 +144,7 @@ class _Watch:
 
 
 def recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, others: Tensor, objective: str,
-            tau: float, certificate: Certificate = OneImage()) -> pd.DataFrame:
+            tau: float, certificate: Certificate = ONE) -> pd.DataFrame:
     """The three statements at points [N, C, H, W] near images, in float64, `network` being a copy in float64.
 
     Columns: moved, |x* - x|; ratio, |f(x*) - f(x)| / |x* - x|; broken, the names of those that do not hold. The

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         pair_set, origin = open_pairs(model, path, evaluation.protocol, size_of(args))
         results.refuse_another_subject(folder, origin)
         embedding = dict(device=device, batch_size=args.batch_size, num_workers=args.num_workers, progress=pair_set.name)
+        # what is proven of a network under --sound is said below, with its rounding; its plain radii are for 1
         result = records.certify(model.network, pair_set, evaluation, 1.0 if proven else None, **embedding)
         result.summary.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
         if proven:
@@ -78,6 +79,6 @@ def _model(args: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     proven = load_sound(args.backbone, args.weights, device)
     if proven.lipschitz > 1 + TOLERANCE:
         warnings.warn(f"{args.weights}: L is {proven.lipschitz:.9g}: radii that are not called sound, the first table, are for 1 and "
-                      "do not hold")
+                      "do not hold", stacklevel=2)
     network = averaged(proven, args.flip)
     return Model(network, provenance.origin(args.backbone, args.weights, network), True), proven

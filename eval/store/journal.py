@@ -2,8 +2,9 @@
 interrupted run goes on where it was.
 """
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import backbones
 from datasets import to_float
 from eval import records, verification
-from eval.certificates import Case, Certificate, OneImage
+from eval.certificates import ONE, Case, Certificate, OneImage
 from eval.evaluation import Evaluation
 from eval.records import Records, is_right, table_of
 from eval.store import provenance, results
@@ -55,9 +55,12 @@ def open_pairs(model: Model, path: str | os.PathLike[str], protocol: str, resize
 
     resize: (height, width) that images of another size are brought to.
     """
-    pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes", resize=resize)
+    read = pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes")
+    if resize is not None:
+        pair_set = verification.resized(read, resize)
     verification.require_size(model.network, pair_set)
-    return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size)}
+    return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size),
+                      "resized": pair_set.images != read.images}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +122,7 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
         provenance.refuse_others(folder / results.SUMMARY, found.summary, asked)
         results.refuse_other_pairs(folder, found, pair_set, evaluation)
     embeddings = verification.embed_images(model.network, pair_set.images, evaluation.views, batch_size, device,
-                                           describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True,
-                                           decode=pair_set.decode_image)
+                                           describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True)
     if found is None:
         found = records.evaluate(pair_set, embeddings, evaluation, model.certified)
         found.summary.update({**origin, **remarks})
@@ -130,20 +132,16 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
     return Subject(model.network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
 
 
-def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate | None = None) -> pd.DataFrame:
+def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate = ONE) -> pd.DataFrame:
     """Every single attack that the first `limit` rows of a kind allow, indexed by a number that is unique in the kind.
 
     Columns: row (of pairs or images), side (0: left, 1: right), image (attacked), target (whose embedding it is
     compared with), flipped, right (when clean), radius (certified, of `certificate`, for an attack on this image alone; 0 where the
     decision is wrong or the network is not 1-Lipschitz).
     """
-    certificate = certificate or OneImage()
     table, tau = table_of(found, kind)[:limit], found.summary["tau"]
     right = is_right(table)
-    if kind == "u":
-        radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),)
-    else:
-        radii = certificate.sides(case_of(found, table))
+    radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),) if kind == "u" else certificate.sides(case_of(found, table))
     parts = []
     for side, ((image, target), radius) in enumerate(zip(_SIDES[kind == "u"], radii)):
         parts.append(pd.DataFrame({

@@ -185,6 +185,7 @@ class _FirstBatches(torch.nn.Module):
 def peak(kind: str, bin_file: "str | None") -> int:
     """Bytes that a training step, or an evaluation, adds to the process at its peak."""
     from eval import records  # what it imports is no part of what is measured
+    from eval.evaluation import Evaluation
     from eval.verification import read_bin
     network = random_network()
     images = torch.rand(32, 3, 112, 112) - 0.5
@@ -195,7 +196,7 @@ def peak(kind: str, bin_file: "str | None") -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of making the network, is forgotten
     if kind == "evaluation":
         network = _FirstBatches(network.requires_grad_(False)).eval()
-        records.certify(network, read_bin(bin_file), "paper", far=1e-2, num_workers=2)
+        records.certify(network, read_bin(bin_file), Evaluation(protocol="paper", far=1e-2), lipschitz=1.0, num_workers=2)
     else:
         (plain_step if kind == "plain" else step)(network, images)
     return _memory("VmHWM") - before
@@ -281,6 +282,7 @@ def evaluation_rows(quick: bool) -> list[dict]:
     """Table 1 with four budgets, against a forward pass over both images of every pair for each kind and each of its two budgets: of
     pairs that share images as those of LFW do, and of pairs that share none."""
     from eval import records
+    from eval.evaluation import Evaluation
     from eval.verification import embed_images, read_bin
     network = random_network().eval().requires_grad_(False)
     rows = []
@@ -294,7 +296,7 @@ def evaluation_rows(quick: bool) -> list[dict]:
                 embed_images(network, every)
 
         embed_images(network, every[:16])
-        seconds = alternate(lambda: records.certify(network, pair_set, far=1e-2, tau=0.3), theirs, 2 if quick else 1, warm=True)  # minutes
+        seconds = alternate(lambda: records.certify(network, pair_set, Evaluation(tau=0.3)), theirs, 2 if quick else 1, warm=True)  # minutes
         name = f"Table 1, 4 budgets, {len(pair_set.same)} pairs of {len(pair_set.images)} images{', as in LFW' if sharing else ''}"
         rows.append(row(name, "a pass per kind and budget", *seconds, "s", "at least 6x"))
     return rows
@@ -318,7 +320,7 @@ def attack_rows(quick: bool) -> list[dict]:
     """Passes (in images, forward and backward) of ERA by PGD-20, U, D and I at two budgets each, against every image of every pair for
     every step; also with radii divided by the proven Lipschitz constant, which spare more of the attacks."""
     from eval.__main__ import main as evaluate
-    from eval.records import read_records
+    from eval.store.results import read_records
     if not ATTACKED:
         print("ERA by PGD-20: not measured: give --weights, of a sllnet_small, and --bin")
         return []

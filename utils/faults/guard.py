@@ -19,23 +19,24 @@ class StepGuard:
     The GradScaler leaves out a step whose gradient is not finite. The guard counts those steps and undoes what their forward pass
     left in the buffers (running means of BatchNorm, the scale of AdaCos), which nobody else does.
 
-        guard.begin()                               # before the forward pass
+        guard.begin(images, labels)                 # before the forward pass
         guard.end(network_norm, header)             # once .grad holds the unscaled gradients of all ranks
         guard.check(step)                           # now and then
 
     modules: whose floating-point buffers are looked after. max_in_a_row: `check` raises at that many. overflows: whether gradients of
-    float16 may overflow, which is routine as long as the scale still falls; they are counted apart.
+    float16 may overflow, which is routine as long as the scale still falls; they are counted apart. output: the folder that receives the
+    batch at which `check` raised, or None.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], max_in_a_row: int, overflows: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module], max_in_a_row: int, overflows: bool, output: str | Path | None = None) -> None:
         self.buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        self.max_in_a_row, self.overflows = max_in_a_row, overflows
-        self.counts: "Tensor | None" = None  # not finite, overflows, in a row
+        self.max_in_a_row, self.overflows, self.output = max_in_a_row, overflows, output
+        self.counts: Tensor | None = None  # not finite, overflows, in a row
         self.reported = [0, 0]
 
-    def begin(self) -> None:
-        """Remember the buffers."""
-        self._before = [buffer.clone() for buffer in self.buffers]
+    def begin(self, *batch: Tensor) -> None:
+        """Remember the buffers and the batch."""
+        self._before, self._batch = [buffer.clone() for buffer in self.buffers], batch
 
     @torch.no_grad()
     def end(self, network_norm: Tensor, header: nn.Module) -> None:
@@ -44,8 +45,8 @@ class StepGuard:
         The header computes in float32: where its gradient is not finite, the loss or the embeddings were not either, and where only
         the network's is not, it is float16 that overflowed on the way back.
         """
-        header_norm = torch.stack([p.grad.norm() for p in header.parameters() if p.grad is not None]).sum()
-        bad_loss = ~header_norm.isfinite()
+        header_norms = [p.grad.norm() for p in header.parameters() if p.grad is not None]
+        bad_loss = ~torch.stack(header_norms or [torch.zeros_like(network_norm)]).sum().isfinite()
         bad_gradient = ~network_norm.to(bad_loss.device).isfinite() & ~bad_loss
         skipped = bad_loss | bad_gradient
         for buffer, before in zip(self.buffers, self._before):
@@ -69,11 +70,13 @@ class StepGuard:
             LOGGER.info("step %d: %d steps skipped as float16 gradients overflowed (%d in all), which lowers the scale", step, overflows,
                         totals[1])
         if in_a_row >= self.max_in_a_row:
+            if self.output is not None:
+                keep_batch(self.output, step, *self._batch)
             raise RunError(f"the last {in_a_row} steps up to {step} had a loss or gradient that is not finite, "
                            f"expected fewer than max_skipped_steps={self.max_in_a_row}")
 
 
-def keep_batch(output: "str | Path", step: int, images: Tensor, labels: Tensor) -> None:
+def keep_batch(output: str | Path, step: int, images: Tensor, labels: Tensor) -> None:
     """Save what a rank's step was computed from, images [B, 3, H, W] as the network saw them, for whoever looks into it."""
     checkpoint.save(Path(output) / f"skipped_{step:08d}_rank{rank()}.pt", {"step": step, "images": images.cpu(), "labels": labels.cpu()})
 

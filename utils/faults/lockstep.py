@@ -2,7 +2,7 @@
 import logging
 import signal
 import threading
-from typing import Iterable, Iterator, Optional, TypeVar
+from typing import Iterable, Iterator, TypeVar
 
 from utils import InputError
 from utils.distributed import gather_objects, rank, sums_over_ranks
@@ -29,7 +29,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received: Optional[str] = None
+        self.received: str | None = None
 
     def __enter__(self) -> "StopSignals":
         here = threading.current_thread() is threading.main_thread()
@@ -76,7 +76,7 @@ def in_lockstep(loader: Iterable[Batch], signals: StopSignals, max_bad_records: 
         yield batch
 
 
-def _report(bad: int, bad_records: "dict[str, str]") -> None:
+def _report(bad: int, bad_records: dict[str, str]) -> None:
     """What was left out so far, at the end of an epoch."""
     if bad:
         names = sorted({name for found in gather_objects(list(bad_records)) for name in found})

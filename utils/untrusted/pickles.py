@@ -30,7 +30,7 @@ _BINARY_INDEX = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I", pickle.BINGET: "
 _DIGITS = 64  # of a number written as text
 
 
-def load_plain(path: "str | os.PathLike[str]") -> Any:
+def load_plain(path: str | os.PathLike[str]) -> Any:
     """Unpickle `path` (protocols 0 to 5, Python 2 and 3; Python 2's str comes back as bytes).
 
     Only bytes, str, bool, None, numbers, lists, tuples and numeric numpy arrays and scalars are built. Time and memory

@@ -25,7 +25,7 @@ _STORAGES = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int"
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
-def check(path: "str | os.PathLike[str]", whole: bool = False) -> None:
+def check(path: str | os.PathLike[str], whole: bool = False) -> None:
     """Raise InputError, naming the file, unless it is one of torch.save with tensors and plain containers that the file has room for.
 
     whole: also read everything and compare it with the checksums in the file, which torch does not. Raises OSError where the file
@@ -131,7 +131,7 @@ class _Claims(PlainUnpickler):
         super().__init__(file, size, name)
         self.room, self.storages = room, {}
 
-    def storages_of_one(self) -> "dict[str, int]":
+    def storages_of_one(self) -> dict[str, int]:
         """Bytes by key of all storages that the next pickle names."""
         self.load()
         return self.storages
@@ -169,7 +169,7 @@ class _Claims(PlainUnpickler):
         self.storages[key] = max(count * item, self.storages.get(key, 0))
         self.stack.append(_Storage(item, count))
 
-    def _set_items(self, items: "list[Any]") -> None:
+    def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise Refused(f"items set in {type(target).__name__}")
@@ -209,7 +209,7 @@ def _size(lengths: Any) -> tuple:
     return lengths
 
 
-_CALLS: "dict[str, Any]" = {"collections.OrderedDict": _ordered, "torch._utils._rebuild_parameter": _parameter, "torch.Size": _size,
+_CALLS: dict[str, Any] = {"collections.OrderedDict": _ordered, "torch._utils._rebuild_parameter": _parameter, "torch.Size": _size,
                             **{f"torch.{name}Storage": None for name in _STORAGES}, **{f"torch.{name}": None for name in _DTYPES}}
 _MORE = {pickle.BINPERSID: _Claims._persistent, pickle.EMPTY_DICT: lambda self: self.stack.append({}), pickle.DICT: _Claims._dictionary,
          pickle.SETITEM: _Claims._set_item, pickle.SETITEMS: lambda self: self._set_items(self._pop_mark()), pickle.BUILD: _Claims._build}
