@@ -41,7 +41,8 @@ PLUS_TIME = 1.5  # of its steps, in those of sllnet_small: it gets the fewer epo
 
 class Run(NamedTuple):
     """One network: what a row of the tables calls it, its settings for train.py, how far its seed is from the first one,
-    and how long its steps take, in those of the others, which the epochs make up for."""
+    and how long its steps take, in those of the others, which the epochs make up for.
+    """
     model: str
     settings: dict[str, Any]
     seed: int = 0

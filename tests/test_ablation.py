@@ -96,7 +96,8 @@ def test_an_audit_of_other_settings_is_done_again(faces):
     assert {key: json.loads(audits.read_text())["settings"][key] for key in ("limit", "steps")} == {"limit": 3, "steps": 2}
 
 
-@pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"), ("fars=[2]", "fars"), ("limit=-1", "limit")])
+@pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"),
+                                           ("fars=[2]", "fars"), ("limit=-1", "limit")])
 def test_settings_that_cannot_be_used(faces, capsys, setting, word):
     assert run(setting) == 2
     error = capsys.readouterr().err

@@ -78,12 +78,12 @@ PGD = {"minimum_norm": False, "published": False, "limit": None, "eps": [0.25], 
 CW = {**PGD, "minimum_norm": True}
 
 
-def small(tries=(), attacks={}, **pairs):
+def small(tries=(), attacks=None, **pairs):
     """Four pairs and two images. tries: kind, row, attack, eps, success and norm of single attacks; attacks: what the summary says."""
     pairs = {"same": [True, True, False, False], "cosine": [0.9, 0.1, 0.0, -0.5], "norm_left": 1.0, "norm_right": 2.0, "flipped": False,
              "accepted": [True, False, False, False], "radius": [0.5, 0.0, 0.2, 0.7], "upper_bound": [1.0, 1.0, 0.3, 0.8], **pairs}
     images = pd.DataFrame({"norm": [1.0, 2.0], "radius_u": [0.9, 1.8]})
-    summary = {"bin": "x", "protocol": "strict", "tau": 0.2, "tar": 0.5, "far": 0.0, "cra_d": {0.25: 0.5}, "attacks": attacks}
+    summary = {"bin": "x", "protocol": "strict", "tau": 0.2, "tar": 0.5, "far": 0.0, "cra_d": {0.25: 0.5}, "attacks": attacks or {}}
     found = records.Records(pd.DataFrame(pairs), images, summary)
     if tries:
         table = pd.DataFrame(tries, columns=["kind", "row", "attack", "eps", "success", "norm"]).assign(side="left", seed=0, settings="")
@@ -160,7 +160,8 @@ def test_records_at_the_edge(tmp_path):
     one_kind = small(same=[True] * 4, accepted=[True] * 4)
     paths = plots.write_plots(one_kind, tmp_path)
     assert {path.stem for path in paths} == {"certified_accuracy", "radius_histograms", "feature_norms"}
-    plots.plot_feature_norms({"a": small(), "b": dataclasses.replace(small(), images=pd.DataFrame({"norm": [0.0, 1e-3]}))}, tmp_path / "wide.png")
+    short = dataclasses.replace(small(), images=pd.DataFrame({"norm": [0.0, 1e-3]}))
+    plots.plot_feature_norms({"a": small(), "b": short}, tmp_path / "wide.png")
     assert_is_figure(tmp_path / "wide.png")
     with pytest.raises(InputError, match="no image"):
         plots.plot_feature_norms({"": dataclasses.replace(small(), images=pd.DataFrame({"norm": [0.0]}))}, tmp_path / "none.png")
@@ -176,7 +177,8 @@ def test_adversarial_examples_succeed_and_are_drawn(world):
     assert command(world, "certify") == 0
     network, pair_set, found = load_network("tiny", world / "tiny.pt"), read_bin(world / "faces.bin"), results.read_records(world / "out")
     pictures = adversarial_examples(network, pair_set, found, per_kind=2, steps=30)
-    assert pictures.sources.shape == pictures.targets.shape == pictures.adversarials.shape and len(pictures.captions) == len(pictures.sources)
+    assert pictures.sources.shape == pictures.targets.shape == pictures.adversarials.shape
+    assert len(pictures.captions) == len(pictures.sources)
     assert all("certified" in caption for caption in pictures.captions)
     cosine = torch.cosine_similarity(network(pictures.adversarials), network(pictures.targets))
     for caption, value in zip(pictures.captions, cosine):

@@ -28,8 +28,8 @@ def summary(**more):
     """A summary as certify and attack write it."""
     kinds = {"cra_u": {1.5: 1.0}, "cra_d": {0.25: 0.5}, "cra_i": {0.25: 0.75}, "med_u": 3.0, "med_d": 0.1, "med_i": None}
     attacked = {**{f"era_{kind}": {"pgd": {0.25: 0.5}} for kind in "udi"}, **{f"med_attack_{kind}": {"cw": 1.0} for kind in "udi"}}
-    return {"format": 2, "bin": "a_b", "protocol": "strict", "far_target": 0.001, "tau": 0.25, "tar": 0.5, "feature_norm": 3.25, "bin_sha256": "1" * 64,
-            **kinds, **attacked, "attacks": {"pgd": PGD, "cw": CW}, **more}
+    return {"format": 2, "bin": "a_b", "protocol": "strict", "far_target": 0.001, "tau": 0.25, "tar": 0.5, "feature_norm": 3.25,
+            "bin_sha256": "1" * 64, **kinds, **attacked, "attacks": {"pgd": PGD, "cw": CW}, **more}
 
 
 class Files:
@@ -233,7 +233,8 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, capsys):
         schema.write_summary(tmp_path / name / "summary.json", content)
     folders = [str(tmp_path / name) for name in "ab"]
     assert command_line.main(["table", *folders]) == 2 and "not the same" in capsys.readouterr().err
-    assert command_line.main(["table", *folders, "--names", "x"]) == 2 and "1 given, expected one for each of the 2" in capsys.readouterr().err
+    assert command_line.main(["table", *folders, "--names", "x"]) == 2
+    assert "1 given, expected one for each of the 2" in capsys.readouterr().err
 
 
 def test_the_committed_summaries_make_tables_and_no_era_lies_below_its_cra():
