@@ -40,8 +40,8 @@ def adversarially_trained(folder: "str | os.PathLike[str]" = "params") -> dict[s
 def get_backbone(name: str, **kw: Any) -> nn.Module:
     """The raw network `name` with fresh weights; `kw` goes to its constructor. Raises InputError for an unknown name.
 
-    Its state dict is that of the released checkpoints. Pixels in [-0.5, 0.5] are to be multiplied by `input_scale(name)` first. Its attribute
-    `built_as` is (name, kw), if `kw` is plain data, which `checkpoint.save_weights` writes beside its weights.
+    Its state dict is that of the released checkpoints. Pixels in [-0.5, 0.5] are to be multiplied by `input_scale(name)` first. Its
+    attribute `built_as` is (name, kw), if `kw` is plain data, which `checkpoint.save_weights` writes beside its weights.
     """
     entry = BACKBONES.find(name)
     network = entry.build(**{**entry.arguments, **kw})
@@ -112,8 +112,6 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
     1-Lipschitz is not proven to be so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
     """
     network = stored_network(name, weights, **kw).to(device=device, dtype=dtype)
-    if input_scale(name) != 1:
-        network = ScaledInput(network, input_scale(name)).eval()
     if is_lipschitz(name):
         with naming(weights):
             bound = lipschitz_bound(network, image_size(name))
@@ -128,12 +126,13 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
 
 
 def stored_network(name: str, weights: "str | os.PathLike[str]", **kw: Any) -> nn.Module:
-    """The raw network `name` with the checkpoint `weights`, in eval mode and frozen, its Lipschitz constant not looked at.
+    """As `load_network`, the Lipschitz constant not looked at.
 
     Raises InputError where the checkpoint is missing or damaged, does not fit, or says that it is of another network.
     """
     network = get_backbone(name, **kw)
     load_weights(network, weights, functools.partial(_refuse_another, name, kw))
+    network = network if input_scale(name) == 1 else ScaledInput(network, input_scale(name))
     return network.eval().requires_grad_(False)
 
 

@@ -21,16 +21,16 @@ _ROUNDED = 1e-4  # more than what float32 makes of a hundred constants that are 
 def lipschitz_bound(network: nn.Module, image_size: Sequence[int]) -> float:
     """An upper bound of the Lipschitz constant in l2 of the network in eval mode, on images [N, *image_size].
 
-    It may be below 1, as that of the last SLL layer is, and above it, as that of a network which says so itself is. Raises InputError, naming
-    the layer, for one that declares no constant, for values that are not finite, for an SLL layer whose ||V|| is above 1 by more than
-    rounding, and for a network that does anything else than apply its layers one after another, each once.
+    It may be below 1, as that of the last SLL layer is, and above it, as that of a network which says so itself is. Raises InputError,
+    naming the layer, for one that declares no constant, for values that are not finite, for an SLL layer whose ||V|| is above 1 by more
+    than rounding, and for a network that does anything else than apply its layers one after another, each once.
     """
     constants = []
     for name, layer, shape in chain(network, image_size):
         for key, value in layer.state_dict().items():
             if bad := int((~value.isfinite()).sum()):
-                raise InputError(f"{name}{'.' if name else ''}{key}: {bad} of {value.numel()} values are not finite: no certificate holds for "
-                                 "such weights")
+                raise InputError(f"{name}{'.' if name else ''}{key}: {bad} of {value.numel()} values are not finite: no certificate "
+                                 "holds for such weights")
         constants.append(constant_of(name, layer, shape))
     return product(constants)
 
@@ -49,4 +49,5 @@ def constant_of(name: str, layer: nn.Module, shape: proof.Shape) -> float:
 def at_most_one(bound: float) -> None:
     """Raise InputError where the Lipschitz constant is above 1 by more than what float32 rounds a network by."""
     if not bound <= 1 + _ROUNDED:
-        raise InputError(f"the Lipschitz constant of the network may be {bound:.6g}, expected at most 1: its embeddings are to be divided by it")
+        raise InputError(f"the Lipschitz constant of the network may be {bound:.6g}, expected at most 1: its embeddings are to be "
+                         "divided by it")

@@ -1,9 +1,9 @@
 """Whether a network applies its layers one after another, each once, with nothing in between: then its constant is their product.
 
 The layers are those with a declaration (proof.py); what is around them (nn.Sequential, a stage, the network itself) must have nothing of
-its own to compute with. Whether it only passes images on is seen by letting one through a copy that has shapes and no values: each layer must
-get the very tensor that the one before returned, nothing may be written outside of layers, and a decision that depends on values cannot
-be taken.
+its own to compute with. Whether it only passes images on is seen by letting one through a copy that has shapes and no values: each layer
+must get the very tensor that the one before returned, nothing may be written outside of layers, and a decision that depends on values
+cannot be taken.
 """
 import copy
 from typing import Any, Callable, NamedTuple, Sequence
@@ -97,8 +97,8 @@ def _let_through(network: nn.Module, layers: "dict[str, nn.Module]", size: Seque
             raise CannotFollow(f"{name} cannot be followed for images of {list(size[1:])}: they do not fit, or it decides by values "
                                f"({reason})") from error
     if problem := _problem(watch, layers, image, result):
-        raise InputError(f"{name} does not apply its layers one after another, each once ({problem}): their constants say nothing of it, and "
-                         "it declares none itself")
+        raise InputError(f"{name} does not apply its layers one after another, each once ({problem}): their constants say nothing of it, "
+                         "and it declares none itself")
     return [(layer, into.shape) for layer, into, _ in watch.seen]
 
 
@@ -115,7 +115,8 @@ def _problem(watch: "_Watch", layers: "dict[str, nn.Module]", image: Tensor, res
     given, taken = [image, *(output for _, _, output in watch.seen)], [*(into for _, into, _ in watch.seen), result]
     for before, after, one, other in zip(["the image", *calls], [*calls, "the embedding"], given, taken):
         if one is not other:
-            return f"{after} is not {'' if after == 'the embedding' else 'applied to '}what {'comes out of ' if before in layers else 'is '}{before}"
+            verb = "is not" if after == "the embedding" else "is not applied to"
+            return f"{after} {verb} {f'what comes out of {before}' if before in layers else before}"
     if result.shape[:1] != image.shape[:1] or result.dtype != image.dtype:
         return f"{len(image)} images in {image.dtype} become {list(result.shape)} in {result.dtype}"
     return None

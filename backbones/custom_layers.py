@@ -229,7 +229,7 @@ class FoldedSLLLinear(nn.Linear):
 
     def __init__(self, layer: SLLLinear):
         weight, bias = layer.rescaled()
-        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # without values that would be drawn for nothing
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # no values are drawn for nothing
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
 

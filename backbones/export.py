@@ -28,7 +28,8 @@ FORMATS = (".pt", ".pt2", ".ts", ".onnx")
 
 @torch.no_grad()
 def fold(network: nn.Module) -> nn.Module:
-    """A copy of `network` in eval mode whose layers are plain ones with folded weights where they have such a form; same outputs, to rounding.
+    """A copy of `network` in eval mode whose layers are plain ones with folded weights where they have such a form; same outputs, to
+    rounding.
 
     Raises InputError for a layer whose `forward` is not the one that its folded form was written for.
     """

@@ -72,9 +72,9 @@ def _initialise(module: nn.Module) -> None:
 class Backbone(nn.Module):
     """Images [N, 3, *input_size] with pixels in [-0.5, 0.5] -> embeddings [N, 512].
 
-    num_layers: 50, 100 or 152; mode: "ir", or "ir_se" with squeeze-and-excitation. The weights expect [-1, 1]: the network doubles its input
-    itself, so that callers must not. Raises InputError (a ValueError) for other values, and where input_size is neither (112, 112) nor
-    (224, 224).
+    num_layers: 50, 100 or 152; mode: "ir", or "ir_se" with squeeze-and-excitation. The weights expect [-1, 1]: the network doubles its
+    input itself, so that callers must not. Raises InputError (a ValueError) for other values, and where input_size is neither (112, 112)
+    nor (224, 224).
     """
 
     def __init__(self, input_size: Sequence[int], num_layers: int, mode: str = "ir"):
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         if tuple(input_size) not in [(size, size) for size in INPUT_SIZES]:
             raise InputError(f"{name}: input_size is {tuple(input_size)}, expected (112, 112) or (224, 224)")
         if num_layers not in DEPTHS or mode not in ("ir", "ir_se"):
-            raise InputError(f"{name}: num_layers {num_layers!r}, mode {mode!r}: expected one of {', '.join(map(str, DEPTHS))}, and ir or ir_se")
+            raise InputError(f"{name}: num_layers {num_layers!r}, mode {mode!r}: expected {' or '.join(map(str, DEPTHS))}, and ir or ir_se")
         stem, channels = WIDTHS[0], WIDTHS[-1]
         side = input_size[0] // 2 ** len(WIDTHS)
         self.input_layer = nn.Sequential(

@@ -25,14 +25,15 @@ class Backbone:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def described_by(self, arguments: Mapping[str, Any]) -> "tuple[Callable[..., nn.Module], Any]":
-        """What this network with these arguments is, whatever it is called: what builds it and all arguments of that, defaults among them."""
+        """What this network with these arguments is, whatever it is called: what builds it, and all arguments of that."""
         given = {**self.arguments, **arguments}
         try:
             signature = inspect.signature(self.build)
             bound = signature.bind(**given)
             bound.apply_defaults()
             further = [key for key, parameter in signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
-            given = {**{key: value for key, value in bound.arguments.items() if key not in further}, **bound.kwargs} if further else bound.arguments
+            named = {key: value for key, value in bound.arguments.items() if key not in further}
+            given = {**named, **{key: value for kind in further for key, value in bound.arguments[kind].items()}}
         except (TypeError, ValueError):  # arguments that do not fit: building says so
             pass
         return self.build, plain(given)

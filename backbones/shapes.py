@@ -17,15 +17,19 @@ class MaxMin(nn.Module):
     """
 
     def forward(self, z: Tensor, axis: int = 1) -> Tensor:
-        a, b = _halves(z, axis)
-        first = a >= b  # selecting keeps one byte for backward where torch.maximum keeps both of its inputs
-        return torch.cat((torch.where(first, a, b), torch.where(first, b, a)), dim=axis)
+        return _max_min(z, axis)
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return 1.0
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
+
+
+def _max_min(z: Tensor, axis: int = 1) -> Tensor:
+    a, b = _halves(z, axis)
+    first = a >= b  # selecting keeps one byte for backward where torch.maximum keeps both of its inputs
+    return torch.cat((torch.where(first, a, b), torch.where(first, b, a)), dim=axis)
 
 
 def _halves(z: Tensor, axis: int = 1) -> tuple[Tensor, ...]:
@@ -110,12 +114,11 @@ class Downsize(nn.Module):
         if oc % 4 or oc > 4 * ic:
             raise ValueError(f"Downsize({ic}, {oc}): {oc} must be a multiple of 4 and at most {4 * ic}")
         self.kept = oc // 4
-        self.maxmin = MaxMin()
 
     def forward(self, z: Tensor) -> Tensor:
         a, b = _halves(z)
         if self.kept > a.shape[1]:
-            return F.pixel_unshuffle(self.maxmin(z)[:, :self.kept], 2)
+            return F.pixel_unshuffle(_max_min(z)[:, :self.kept], 2)
         a, b = a[:, :self.kept], b[:, :self.kept]  # only maxima are kept: the rest need not be computed
         return F.pixel_unshuffle(torch.where(a >= b, a, b), 2)
 
@@ -153,8 +156,8 @@ class HaarDownsize(nn.Module):
         return 1.0
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
-        """Of halved sums, with signs, of the 4 entries z of a block of pixels: each is rounded twice, off by gamma_2 sum|z| / 2 <= gamma_2 |z|,
-        and there are at most three for a block.
+        """Of halved sums, with signs, of the 4 entries z of a block of pixels: each is rounded twice, off by gamma_2 sum|z| / 2, at most
+        gamma_2 |z|, and there are at most three for a block.
         """
         return projected(state, 4)
 

@@ -59,7 +59,7 @@ class Certificate:
         raise NotImplementedError
 
     def sides(self, case: Case) -> tuple[Tensor, Tensor]:
-        """Radii [N] of an attack on the left and of one on the right image, for audits of a geometry "one"."""
+        """l2 radii [N] that an attack on the left and one on the right image are to stay below, for audits of a geometry "one"."""
         radius = self.radius(case)
         return radius, radius
 
@@ -113,7 +113,10 @@ class JointBudget(Certificate):
 
 
 class OneImageLp(OneImage):
-    """Theorem 1 in the l_p norm, 1 <= p <= inf, as |d|_2 <= n^max(0, 1/2 - 1/p) |d|_p for n numbers."""
+    """Theorem 1 in the l_p norm, 1 <= p <= inf, as |d|_2 <= n^max(0, 1/2 - 1/p) |d|_p for n numbers.
+
+    Its ball lies in the l2 ball of Theorem 1, inside which an audit attacks.
+    """
 
     def __init__(self, p: float):
         self.p, self.name, self.label = p, f"l{p:g}", f"one image moves, l_{p:g} norm"
@@ -124,10 +127,6 @@ class OneImageLp(OneImage):
 
     def radius(self, case: Case) -> Tensor:
         return self.from_l2(super().radius(case), case.dimension)
-
-    def sides(self, case: Case) -> tuple[Tensor, Tensor]:
-        left, right = super().sides(case)
-        return self.from_l2(left, case.dimension), self.from_l2(right, case.dimension)
 
     def from_l2(self, radius: Any, dimension: int) -> Tensor:
         """The l_p radius that an l2 radius of an image of so many numbers guarantees."""

@@ -99,6 +99,13 @@ def test_a_certificate_of_somebody_else_is_certified_and_audited(world, outside,
     report = json.loads((world / "out" / "audit_Cautious.json").read_text())
     assert report["attacked"] == {kind: int((pairs.radius_cautious[pairs.same == (kind == "d")] > 1e-4).sum()) for kind in "di"}
     assert "half of it: 0 violations" in capsys.readouterr().out
+    tries = pd.read_csv(world / "out" / "attacks.csv")
+    norm = tries[(tries.attack == "audit") & (tries.kind == "d")].groupby("row").norm.min()
+    assert report["tightness"]["d"]["minimum"] == pytest.approx((norm / pairs.radius_cautious[norm.index]).min())
+    assert command(world, "certify", "--certificate", "linf", out="lp") == 0
+    assert command(world, "audit", "--threat", "linf", "--steps", "3", out="lp") == 0
+    report = json.loads((world / "lp" / "audit_linf.json").read_text())
+    assert sum(report["attacked"].values()) == (pairs.radius > 1e-4).sum() and report["n_violations"] == 0
     assert command(world, "audit", "--threat", "joint", "--steps", "3") == 2  # which was not certified
     assert "column radius_joint missing" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
 """`python -m eval` as a user runs it, its figures recomputed by plain loops and, from the CSVs, by pandas."""
+import io
 import json
 import math
 import os
@@ -9,8 +10,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import small_world
 import torch
 from conftest import ROOT
+from PIL import Image
 from small_world import summary_of
 
 import eval.__main__ as command_line
@@ -322,3 +325,45 @@ def test_table1_has_the_published_layout():
     frame = tables.table1([summary, other]).frame()
     assert list(frame.columns)[5:9] == ["CRA_U 1.5", "CRA_U 3.0", "CRA_U 10.0", "med U"]
     assert frame.isna().sum().sum() == 5
+
+
+def test_images_of_another_size_are_resized_on_request_and_results_say_so(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(get_backbone("tiny").state_dict(), tmp_path / "tiny.pt")
+    small_world.write_bin(tmp_path / "large.bin", small_world.faces(40))
+    small_world.write_bin(tmp_path / "right.bin", small_world.faces(16))
+    large, right = "large.bin", "right.bin"
+    assert small_world.command(tmp_path, "certify", bin=large) == 2
+    error = capsys.readouterr().err
+    assert "large.bin: image 0: images of [3, 40, 40] do not fit" in error and error.count("\n") == 1
+    assert small_world.command(tmp_path, "certify", "--resize", bin=large) == 0
+    assert small_world.command(tmp_path, "certify", "--resize", bin=right, out="right") == 0
+    summary, other = summary_of(tmp_path / "out"), summary_of(tmp_path / "right")
+    assert summary["resized"] and not other["resized"] and summary["image_size"] == other["image_size"] == [3, 16, 16]
+    images = [decode_image(data, "") for data in verification.read_bin(tmp_path / large).images]
+    small = torch.nn.functional.interpolate(torch.stack(images).float(), (16, 16), mode="bicubic").round().clamp(0, 255)
+    norms = load_network("tiny", tmp_path / "tiny.pt")((small - 127.5) / 255).norm(dim=1)
+    assert read_csv(tmp_path / "out" / "images.csv").norm.to_numpy() == pytest.approx(norms.numpy(), rel=1e-5)
+    attack = ("attack", "--attack", "pgd", "--steps", "2")
+    assert small_world.command(tmp_path, *attack, bin=large) == 2 and "do not fit" in capsys.readouterr().err
+    assert small_world.command(tmp_path, *attack, "--resize", bin=large) == 0
+    assert command_line.main(["plot", str(tmp_path / "out"), "--bin", str(tmp_path / large), "--backbone", "tiny", "--weights",
+                              str(tmp_path / "tiny.pt"), "--device", "cpu"]) == 0
+
+
+def test_images_are_the_same_by_their_pixels_under_the_paper_protocol(tmp_path):
+    torch.manual_seed(0)
+    torch.save(get_backbone("tiny").state_dict(), tmp_path / "tiny.pt")
+    images = small_world.faces(16)
+    encoded = [encode_image(image, "png") for image in images]
+    again = []  # the same pixels, other bytes
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "BMP")
+        again.append(file.getvalue())
+    pairs = [(0, 1), (2, 3), (4, 6), (8, 10)]
+    content = [part for left, right in pairs for part in (encoded[left], again[right], again[left], encoded[right])]
+    (tmp_path / "faces.bin").write_bytes(pickle.dumps((content, [True, True, True, True, False, False, False, False])))
+    for protocol, images in (("strict", 16), ("paper", 2 * 8)):
+        assert small_world.command(tmp_path, "certify", "--protocol", protocol, out=protocol) == 0
+        assert summary_of(tmp_path / protocol)["n_images"] == images

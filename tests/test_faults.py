@@ -316,6 +316,25 @@ def test_the_regulariser_is_finite_and_always_asks_for_a_larger_norm(norm):
     assert ((embeddings.grad * embeddings.detach().sign()).sum(1) < 0).all()
 
 
+class Fixed(nn.Module):
+    """A header of somebody else that has nothing to train."""
+
+    def __init__(self, num_classes, emb_size):
+        super().__init__()
+        self.register_buffer("rows", torch.eye(num_classes, emb_size))
+
+    def forward(self, embeddings, labels):
+        return embeddings @ self.rows.T
+
+
+def test_a_header_without_parameters_is_guarded_too(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "objective", lambda classify, e, y, **kw: OBJECTIVE(classify, e * (math.nan if classify.step == 2 else 1), y, **kw))
+    assert run(faces, tmp_path, "header=test_faults:Fixed", "num_epoch=1", "save_steps=1", "keep_states=9") == 0
+    assert "step 3: 1 steps skipped" in log(tmp_path)
+    before, after, later = (torch.load(tmp_path / f"state_{step:08d}.pt", weights_only=True)["model"] for step in (2, 3, 4))
+    assert all(torch.equal(before[key], after[key]) for key in before) and not torch.equal(after["3.weight"], later["3.weight"])
+
+
 # --- data
 
 def test_a_bad_record_is_an_error_by_default_and_names_itself(tmp_path, capsys):

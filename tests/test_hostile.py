@@ -27,7 +27,7 @@ from datasets import get_dataset
 from eval import verification
 from eval.show import tables
 from eval.store import provenance, results
-from small_world import Tight, Tiny, command, world  # noqa: F401
+from small_world import SIZE, Tight, Tiny, command, world  # noqa: F401
 from utils import InputError, build_dataset, one_line
 from utils import checkpoint
 from utils.recordio import MAGIC, IndexedRecordFile

@@ -115,7 +115,8 @@ def test_rescaling_gradient_of_a_dense_layer():
 
 
 def test_names_that_code_imports_from_here_are_those_of_their_homes():
-    assert layers.rescaled is home.rescaled and layers.rescaling is home.rescaling and layers.half_shifts is kernels.half_shifts and layers.RescaledOnce is kept.RescaledOnce
+    assert layers.rescaled is home.rescaled and layers.rescaling is home.rescaling
+    assert layers.half_shifts is kernels.half_shifts and layers.RescaledOnce is kept.RescaledOnce
     assert all(getattr(layers, name) is getattr(shapes, name) for name in ("Downsize", "FirstChannels", "MaxMin", "PaddingChannels"))
     assert all(hasattr(layers, name) for name in layers.__all__)
 

@@ -12,7 +12,7 @@ from backbones.custom_layers import Downsize, MaxMin, SLLConv2d, SLLLinear, SLLS
 from backbones.export import fold
 from backbones.proof import State, declare, exactly
 from backbones.shapes import HaarDownsize, RemoveMean
-from backbones.sound import Sound
+from backbones.sound import Sound, load_sound
 from utils import InputError
 
 
@@ -110,7 +110,8 @@ def test_wrappers_have_the_constants_of_their_rules():
     nn.init.normal_(network[3].weight)
     alone = lipschitz_bound(network, SIZE)
     for wrapper, factor in ((FlipAveraged(network), 1), (ScaledInput(network, 2.0), 2), (ScaledInput(network, -0.5), 0.5),
-                            (DividedOutput(network, alone), 1 / alone), (FlipAveraged(DividedOutput(network, 0.5)), 2), (Sound(network), 1)):
+                            (DividedOutput(network, alone), 1 / alone), (FlipAveraged(DividedOutput(network, 0.5)), 2),
+                            (Sound(network), 1)):
         found = lipschitz_bound(wrapper, SIZE)
         assert found >= factor * alone * (1 - 1e-15) and found == pytest.approx(factor * alone, rel=1e-6)
     with pytest.raises(InputError, match="layer 0: Linear has no known"):
@@ -221,7 +222,8 @@ def test_the_network_is_left_as_it_was():
     images = faces(16)[:2].float() / 255 - 0.5
     expected = network(images)
     lipschitz_bound(network, SIZE)
-    assert network.training and torch.equal(network(images), expected) and not any("forward" in vars(module) for module in network.modules())
+    assert network.training and torch.equal(network(images), expected)
+    assert not any("forward" in vars(module) for module in network.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(p.requires_grad == (name != "3.q") for name, p in network.named_parameters())
 
@@ -283,3 +285,33 @@ def test_rounding_follows_the_shape_that_a_layer_sees():
     assert small * 70 < large < small * 100
     conv = fold(nn.Sequential(SLLConv2d(3, 4, bias=True)))[0]
     assert conv.proven_rounding(State(1.0, 0.0), (3, 4, 4)).error < conv.proven_rounding(State(1.0, 0.0), (3, 40, 40)).error
+
+
+@register("doubled_tiny", image_size=SIZE, scale=2.0, lipschitz=True)
+class Doubled(Tiny):
+    """Takes pixels in [-1, 1]: on those in [-0.5, 0.5] it is 2-Lipschitz."""
+
+
+def test_the_scale_of_the_input_is_part_of_the_constant(tmp_path):
+    torch.save(get_backbone("doubled_tiny").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="may be 2, expected at most 1"):
+        load_network("doubled_tiny", tmp_path / "w.pt")
+    network = load_network("doubled_tiny", tmp_path / "w.pt", tight=True)
+    assert network.lipschitz == pytest.approx(2, rel=1e-4)
+    x, y = torch.rand(2, 4, *SIZE) - 0.5
+    assert ((network(x) - network(y)).norm(dim=1) <= (x - y).flatten(1).norm(dim=1)).all()
+    with pytest.raises(InputError, match="w.pt: ScaledInput says nothing of its rounding"):
+        load_sound("doubled_tiny", tmp_path / "w.pt")
+
+
+class Swapped(nn.Sequential):
+    """A layer inside a layer that declares no place for one."""
+
+    def __init__(self):
+        super().__init__(Downsize(4, 8))
+        self[0].maxmin = nn.Conv2d(4, 4, 1)
+
+
+def test_what_is_hung_into_a_layer_changes_nothing_that_is_proven():
+    z = torch.randn(2, 4, 6, 6)
+    assert torch.equal(Swapped()(z), Downsize(4, 8)(z)) and lipschitz_bound(Swapped(), (4, 6, 6)) == pytest.approx(1)

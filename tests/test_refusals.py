@@ -112,9 +112,10 @@ class WithParameter(Tiny):
 
 KINDS = {Scaled: "Scaled does not apply its layers one after another, each once (the embedding is not what comes out of 3)",
          Branch: "Branch does not apply its layers one after another",
-         WithResidual: "WithResidual does not apply its layers one after another, each once (2 is not applied to what comes out of 1.inner)",
+         WithResidual: "does not apply its layers one after another, each once (2 is not applied to what comes out of 1.inner)",
          Unused: "3 is applied 0 times", Repeated: "1 is applied 2 times", Written: "mul_ changes a tensor in between",
-         Decides: "it decides by values", OfManyImages: "OfManyImages does not apply", Activated: "layer 4: Softplus has no known Lipschitz",
+         Decides: "it decides by values", OfManyImages: "OfManyImages does not apply",
+         Activated: "layer 4: Softplus has no known Lipschitz constant",
          WithSubclass: "layer 3: Steeper has another forward than the one", Hooked: "layer 3: SLLLinear has hooks",
          HookedOutside: "w.pt: HookedOutside has hooks", Replaced: "layer 1: SLLConv2d had its forward replaced",
          WithParameter: "scale of WithParameter: parameters outside of layers"}
@@ -136,7 +137,8 @@ def run(command, name, weights, folder, out):
     if command == "export":
         return export.main([*words, "--out", str(out / "m.ts")])
     data = ["--rec", str(folder)] if command == "identify" else ["--bin", str(folder / "faces.bin")]
-    return command_line.main([*command.split(), *words, *data, "--out", str(out / "out"), "--device", "cpu", "--num-workers", "0", "--tau", "0.3"])
+    return command_line.main([*command.split(), *words, *data, "--out", str(out / "out"), "--device", "cpu", "--num-workers", "0",
+                              "--tau", "0.3"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -124,7 +124,8 @@ def test_networks_of_other_projects_need_no_registration(outside, tmp_path, caps
     assert "nothing to fold" in capsys.readouterr().err and not (tmp_path / "n.ts").exists()
 
 
-@pytest.mark.parametrize("name, words", [("outside_nets:Nothing", "Nothing"), ("nowhere_at_all:Net", "nowhere_at_all"), ("outside_nets:NUMBER", "is a int"),
+@pytest.mark.parametrize("name, words", [("outside_nets:Nothing", "Nothing"), ("nowhere_at_all:Net", "nowhere_at_all"),
+                                         ("outside_nets:NUMBER", "is a int"),
                                          ("outside_nets:no_network", "makes a int, expected an nn.Module"), (":Net", "cannot be imported")])
 def test_names_of_nothing_are_refused(outside, name, words):
     with pytest.raises(InputError, match=words):
@@ -136,8 +137,8 @@ def test_a_network_of_another_project_is_certified_from_its_folder(outside, tmp_
     import small_world
     small_world.write_bin(tmp_path / "faces.bin", small_world.faces(16))
     torch.save(get_backbone("outside_nets:Small").state_dict(), tmp_path / "w.pt")
-    run = [sys.executable, "-m", "eval", "certify", "--bin", "faces.bin", "--weights", "w.pt", "--out", "out", "--device", "cpu", "--tau", "0.3",
-           "--num-workers", "0", "--backbone"]
+    run = [sys.executable, "-m", "eval", "certify", "--bin", "faces.bin", "--weights", "w.pt", "--out", "out", "--device", "cpu",
+           "--tau", "0.3", "--num-workers", "0", "--backbone"]
     for name, status in (("outside_nets:Small", 0), ("outside_nets:Scaled", 2)):
         done = subprocess.run([*run, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
@@ -179,7 +180,8 @@ def test_another_name_is_refused_and_named(tmp_path, held, asked, arguments):
 
 
 @pytest.mark.parametrize("held, said, asked, arguments", [
-    ("sllnet_small", {}, "sllnet_small", {}), ("sllnet_small", {"power": 2}, "sllnet_small_p2", {}), ("sllnet_small_p2", {}, "sllnet_small", {"power": 2}),
+    ("sllnet_small", {}, "sllnet_small", {}), ("sllnet_small", {"power": 2}, "sllnet_small_p2", {}),
+    ("sllnet_small_p2", {}, "sllnet_small", {"power": 2}),
     ("sllnet_small", {"config": [1, 1, 1]}, "sllnet_small", {"emb_size": 128}), ("small_again", {}, "sllnet_small", {}),
     ("backbones.sllnet:SLLNetSmall", {}, "sllnet_small", {}), ("sllnet_small", {}, "backbones.sllnet:SLLNetSmall", {}),
     ("net_of_tests", {}, "small_again", {})])
@@ -210,7 +212,8 @@ def nested(depth):
     return value
 
 
-@pytest.mark.parametrize("changes", [{"name": 3}, {"name": ""}, {"name": "a" * 10**6}, {"name": None}, {"arguments": None}, {"arguments": {1: 2}},
+@pytest.mark.parametrize("changes", [{"name": 3}, {"name": ""}, {"name": "a" * 10**6}, {"name": None}, {"arguments": None},
+                                     {"arguments": {1: 2}},
                                      {"arguments": {"a": "b" * 10**6}}, {"arguments": {"a": nested(12)}}, {"arguments": {"a": 10**30}},
                                      {"arguments": {"a": torch.zeros(2)}}, {"further": 1}])
 def test_hostile_words_of_a_checkpoint_end_in_one_line(tmp_path, changes):

@@ -161,7 +161,8 @@ def test_iresnets_are_fed_twice_the_pixels_and_ir_50_is_not():
     (["header=arc"], "arcface"), (["rec=/nowhere"], "/nowhere"), (["batch_size=1000"], "1000"), (["precision=fp8"], "fp16"), (["device=tpu9"], "device"),
     (["init_weights=/nowhere.pt"], "/nowhere.pt"), (["resume=/nowhere.pt"], "/nowhere.pt"), (["val_targets=lfw"], "lfw.bin"),
     (["header_args={'margin': 1}"], "header_args"), (["header_args={'name': 1}"], "header_args={'name': 1}: "),
-    (["header_args={'run_seed': 1}"], "run_seed"), (["header_args={'num_classes': 1}"], "num_classes"), (["header_args={'s': 'x'}"], "s='x', expected float"), (["header=AcrFace"], "did you mean 'arcface'"),
+    (["header_args={'run_seed': 1}"], "run_seed"), (["header_args={'num_classes': 1}"], "num_classes"),
+    (["header_args={'s': 'x'}"], "s='x', expected float"), (["header=AcrFace"], "did you mean 'arcface'"),
     (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
 def test_bad_settings_end_at_once_in_one_line(tmp_path, capsys, arguments, message):
     assert run(tmp_path / "out", *arguments) == 2

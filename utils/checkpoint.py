@@ -82,7 +82,8 @@ def network_of(state: Any, path: "str | os.PathLike[str]" = "state dict") -> "tu
     return root[_NETWORK]["name"], root[_NETWORK]["arguments"]
 
 
-def load_weights(module: nn.Module, path: "str | os.PathLike[str]", accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
+def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
+                 accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
     """Load a state dict file into `module`, strictly; keys may carry the `module.` prefix that DDP adds.
 
     accept: is called with name and arguments of the network where the file says them (`save_weights`), and raises InputError for another
@@ -131,11 +132,17 @@ def is_plain(value: Any) -> bool:
             waiting += [*item, *item.values()][:1001]
         elif isinstance(item, (list, tuple)):
             waiting += item[:1001]
-        elif not (item is None or type(item) in (bool, float) or type(item) is int and abs(item) < 2**63 or type(item) is str and len(item) <= _LONGEST):
+        elif not _is_small(item):
             return False
         if count > 1000:
             return False
     return True
+
+
+def _is_small(item: Any) -> bool:
+    if type(item) is str:
+        return len(item) <= _LONGEST
+    return item is None or type(item) in (bool, float) or type(item) is int and abs(item) < 2**63
 
 
 def _some(items: list, most: int = 3) -> str:

@@ -75,6 +75,12 @@ class OneImageSearch:
         return [attacks.preset("apgd", budget, steps=steps, restarts=restarts), attacks.preset("ddn", steps=steps, restarts=restarts),
                 attacks.preset("cw", steps=steps)]
 
+    def _radii(self, kind: str, audited: pd.DataFrame) -> pd.Series:
+        """The certified l2 radius of each row: of Theorem 1 as the records have it, else the smaller one of its sides."""
+        if type(self.certificate) is OneImage:
+            return table_of(self.subject.records, kind)["radius_u" if kind == "u" else "radius"]
+        return audited[audited["kind"] == kind].groupby("row")["radius"].min()
+
     def report(self, audited: pd.DataFrame) -> dict[str, Any]:
         """The largest |f(x*) - f(x)| / |x* - x| met, how tight the radii are, and violations. Sets the single attacks of the records."""
         found = self.subject.records
@@ -83,16 +89,16 @@ class OneImageSearch:
             rows = rows.assign(success=np.isfinite(rows["norm"].to_numpy()))
             found.attacks = with_attacks(found.attacks, rows, kind=kind, attack=AUDITED, eps=math.nan, seed=self.settings.seed,
                                          settings=AUDITED)
-        return {"tightness": {kind: tightness(found, kind) for kind in self.kinds}, "largest_ratio": finite(audited["ratio"].max()),
+        return {"tightness": {kind: tightness(found, kind, self._radii(kind, audited)) for kind in self.kinds}, "largest_ratio": finite(audited["ratio"].max()),
                 "violations": _violations(audited)}
 
 
-def tightness(found: Records, kind: str) -> dict[str, Any]:
-    """Smallest successful perturbation over certified radius, of the rows of a kind that were audited: number, minimum, median
+def tightness(found: Records, kind: str, radius: pd.Series) -> dict[str, Any]:
+    """Smallest successful perturbation over certified radius (by row), of the rows of a kind that were audited: number, minimum, median
     (the lower; None where half of the attacks or more fail) and histogram (counts between the edges, and outside them).
     """
     norms = outcomes.norms(found, AUDITED, kind)
-    ratio = (norms / table_of(found, kind).loc[norms.index, "radius_u" if kind == "u" else "radius"]).to_numpy()
+    ratio = (norms / radius[norms.index]).to_numpy()
     return {"n": len(ratio), "minimum": finite(ratio.min()) if len(ratio) else None,
             "median": finite(certification.lower_median(ratio)) if len(ratio) else None,
             "histogram": {"edges": _EDGES.tolist(),
