@@ -14,7 +14,7 @@ from backbones import load_network
 from eval import records
 from eval.show import plots
 from eval.show.examples import adversarial_examples
-from eval.store import results
+from eval.store import results, schema
 from eval.verification import read_bin
 from utils import InputError
 
@@ -59,6 +59,16 @@ def test_only_what_the_records_support_and_comparisons(world, capsys):
         assert_is_figure(path)
     assert command_line.main(["plot", str(loose), str(loose), "--out", str(world / "plots")]) == 2
     assert "same name" in capsys.readouterr().err
+
+
+def test_an_attack_of_which_the_summary_says_too_little_is_named(world, capsys):
+    assert command(world, "attack", "--attack", "pgd", "--steps", "1") == 0
+    summary = schema.read_summary(world / "out" / "summary.json")
+    for key in ("limit", "minimum_norm"):
+        entry = {name: value for name, value in summary["attacks"]["pgd"].items() if name != key}
+        schema.write_summary(world / "out" / "summary.json", {**summary, "attacks": {"pgd": entry}})
+        assert command_line.main(["plot", str(world / "out")]) == 2
+        assert f"attack pgd of the summary lacks {key}" in capsys.readouterr().err
 
 
 @pytest.fixture
