@@ -11,26 +11,29 @@ other code, are refused.
 """
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 from easydict import EasyDict
 
 import train
-from backbones import is_lipschitz, load_network
 from config import config as training_config
-from eval import records, robustness, verification
-from eval.audit import one as audit
+from eval import robustness
+from eval.audit import driver
+from eval.evaluation import PROTOCOLS
 from eval.show import report
-from eval.store import subject
-from eval.certification import PROTOCOLS
+from eval.store import provenance, results
+from eval.store.subject import load_model, open_subject
 from utils import InputError
-from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
-from utils.files import read_json, sha256, write_json
 from utils.faults.lockstep import STOPPED
+from utils.files import read_json, sha256, write_json
+from utils.settings import check_choices, check_least, check_not_negative, run_command
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
+
+Limits = dict[str, int | None]  # attacks, or settings of an audit, each with its number; None: all
 
 PLUS = {"backbone": "sllnet_plus"}
 PLUS_TIME = 1.5  # of its steps, in those of sllnet_small: it gets the fewer epochs
@@ -38,7 +41,8 @@ PLUS_TIME = 1.5  # of its steps, in those of sllnet_small: it gets the fewer epo
 
 class Run(NamedTuple):
     """One network: what a row of the tables calls it, its settings for train.py, how far its seed is from the first one,
-    and how long its steps take, in those of the others, which the epochs make up for."""
+    and how long its steps take, in those of the others, which the epochs make up for.
+    """
     model: str
     settings: dict[str, Any]
     seed: int = 0
@@ -133,24 +137,22 @@ def refuse_other_settings(stamp: Path, asked: dict[str, Any]) -> None:
 def evaluate_run(cfg: EasyDict, name: str, bins: Sequence[Path], folder: Path, device: Any) -> None:
     """Certify a run where it can be, attack it and audit it, on each .bin file under both protocols and at each FAR."""
     run = RUNS[name]
-    backbone, weights = backbone_of(cfg, run), folder / "train" / "model_final.pt"
-    network = load_network(backbone, weights, device=device)
-    origin = {**records.origin(backbone, weights), "name": run.model, "seed": cfg.seed + run.seed}
+    model = load_model(backbone_of(cfg, run), folder / "train" / "model_final.pt", device)
+    remarks = {"name": run.model, "seed": cfg.seed + run.seed}
     for path in bins:
-        pair_set, bin_sha256 = verification.read_bin(path), sha256(path)
+        bin_sha256 = sha256(path)
         for protocol, far in settings_of(cfg):
-            results = folder / pair_set.name / report.folder_of(protocol, far)
-            asked = {**origin, "bin": pair_set.name, "bin_sha256": bin_sha256, "protocol": protocol, "far_target": far}
-            wanted, audits = searches(cfg, protocol, far, is_lipschitz(backbone))
-            if complete(results, asked, wanted, audits):
+            place = folder / path.stem / report.folder_of(protocol, far)
+            wanted, audits = searches(cfg, protocol, far, model.certified)
+            if complete(place, {**model.origin, "bin_sha256": bin_sha256, "protocol": protocol, "far_target": far}, wanted, audits):
                 continue
-            print(f"{name}: {pair_set.name}, {protocol} protocol, FAR {far:g}", flush=True)
-            prepared = subject.prepare(network, pair_set, results, asked, is_lipschitz(backbone), protocol, far, device=device,
-                                       progress=f"{name} {pair_set.name}")
+            print(f"{name}: {path.stem}, {protocol} protocol, FAR {far:g}", flush=True)
+            subject = open_subject(model, path, place, {"protocol": protocol, "far": far}, device=device, progress=f"{name} {path.stem}",
+                                   remarks=remarks)
             for attack, limit in wanted.items():
-                prepared = prepared._replace(records=robustness.attack_records(prepared, attack, limit=limit, seed=cfg.seed))
+                subject = subject.with_records(robustness.attack_records(subject, attack, limit=limit, seed=cfg.seed))
             if audits:
-                audit.audit(prepared, **audits, seed=cfg.seed)
+                driver.audit(subject, **audits, seed=cfg.seed)
 
 
 def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
@@ -158,11 +160,11 @@ def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
     return [*((protocol, far) for far in cfg.fars for protocol in PROTOCOLS), ("strict", cfg.loose_far)]
 
 
-def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple[dict[str, Optional[int]], dict[str, Optional[int]]]:
+def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple[Limits, Limits]:
     """The attacks of an evaluation, with their limits, and the settings of its audit, empty where there is none."""
     if far not in cfg.fars:
         return {}, {}
-    wanted: dict[str, Optional[int]] = {"pgd": cfg.limit or None}
+    wanted: Limits = {"pgd": cfg.limit or None}
     if far != cfg.fars[0]:
         return wanted, {}
     if protocol == "paper":
@@ -170,13 +172,13 @@ def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple
     return wanted, {"steps": cfg.audit_steps, "limit": cfg.audit_limit or None} if certified else {}
 
 
-def complete(results: Path, asked: dict[str, Any], wanted: dict[str, Optional[int]], audits: dict[str, Optional[int]]) -> bool:
+def complete(place: Path, asked: dict[str, Any], wanted: Limits, audits: Limits) -> bool:
     """Whether a results folder has all that is wanted. Raises InputError where its results are of something else."""
-    if not (results / records.SUMMARY).exists():
+    if not (place / results.SUMMARY).exists():
         return False
-    (summary,) = records.read_summaries(results).values()
-    records.refuse_others(results, summary, asked)
-    attacked, audit_file = summary.get("attacks", {}), results / records.AUDIT
+    (summary,) = results.read_summaries(place).values()
+    provenance.refuse_others(place / results.SUMMARY, summary, asked)
+    attacked, audit_file = summary.get("attacks", {}), place / results.AUDIT
     audited = read_json(audit_file).get("settings", {}) if audit_file.exists() else {}
     return (all(name in attacked and attacked[name].get("limit") == limit for name, limit in wanted.items())
             and all(key in audited and audited[key] == value for key, value in audits.items()))
@@ -188,7 +190,7 @@ def publish(cfg: EasyDict, logs: Path) -> None:
         folder = Path(cfg.output) / name
         logs.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "train" / "training.log", logs / f"training_{name}.log")
-        for file, ending in ((records.SUMMARY, ""), (records.AUDIT, "_audit")):
+        for file, ending in ((results.SUMMARY, ""), (results.AUDIT, "_audit")):
             for found in sorted(folder.glob(f"*/*/{file}")):
                 copy = logs / "ablation" / name / found.parent.parent.name / f"{found.parent.name}{ending}.json"
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +207,7 @@ def check(cfg: EasyDict) -> None:
         raise InputError(f"setting fars={list(cfg.fars)}, loose_far={cfg.loose_far}: expected numbers between 0 and 1")
 
 
-def run(arguments: Optional[Sequence[str]] = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     try:
         return run_command("ablation", ablation, config, __doc__, arguments)

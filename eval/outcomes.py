@@ -10,11 +10,21 @@ import numpy as np
 import pandas as pd
 
 from eval.records import AUDITED, Records, is_right, table_of
+from utils import InputError
+
+_NEEDED = {"eps", "eps_u", "minimum_norm", "published", "limit"}  # of the entry of an attack in the summary
 
 
 def attack_names(found: Records) -> list[str]:
-    """The attacks that the records have figures of, the audit not among them."""
-    return list(found.summary.get("attacks", {}))
+    """The attacks that the records have figures of, the audit not among them.
+
+    Raises InputError where the summary does not say of one what its rows are about.
+    """
+    attacks = found.summary.get("attacks", {})
+    for name, entry in attacks.items():
+        if lacking := _NEEDED - set(entry):
+            raise InputError(f"attack {name} of the summary lacks {', '.join(sorted(lacking))}")
+    return list(attacks)
 
 
 def budgets(found: Records, attack: str, kind: str) -> list[float]:

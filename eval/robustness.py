@@ -225,8 +225,6 @@ def summarise(found: Records) -> dict[str, Any]:
     reasons = {key: why for key, why in found.summary.get("reasons", {}).items() if not key.startswith(tuple(summary))}
     for name in outcomes.attack_names(found):
         entry = found.summary["attacks"][name]
-        if lacking := {"eps", "eps_u", "minimum_norm", "published", "limit"} - set(entry):
-            raise InputError(f"attack {name} of the {results.SUMMARY} lacks {', '.join(sorted(lacking))}")
         for kind in OBJECTIVES:
             rows, eps = outcomes.attacked(found, name, kind), outcomes.budgets(found, name, kind)
             era = {budget: _share(outcomes.robust(found, name, kind, budget)) for budget in eps}

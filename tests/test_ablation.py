@@ -8,8 +8,9 @@ import tiny_training
 
 import ablation
 from backbones import register
-from eval.audit import one as audit
+from eval.audit import driver
 from eval.show import tables
+from eval.show.tables import Column, Table
 
 SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4",
             "cw_limit=2", "audit_limit=2", "audit_steps=3", "device=cpu"]
@@ -41,7 +42,7 @@ def rows_of(markdown, heading):
 def test_from_faces_to_tables_and_nothing_twice(faces, monkeypatch):
     kinds = "runs=['xi1', 'xi1_again', 'lln', 'net']"
     with monkeypatch.context() as patch:  # an audit that is cut off: everything before it is kept
-        patch.setattr(audit, "audit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(driver, "audit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(kinds) == 75
     trained = {path: path.stat().st_mtime_ns for path in faces.glob("out/*/train/model_final.pt")}
     attacked = json.loads((faces / "out/xi1/some/strict_far0.5/summary.json").read_text())["attacks"]
@@ -95,7 +96,8 @@ def test_an_audit_of_other_settings_is_done_again(faces):
     assert {key: json.loads(audits.read_text())["settings"][key] for key in ("limit", "steps")} == {"limit": 3, "steps": 2}
 
 
-@pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"), ("fars=[2]", "fars"), ("limit=-1", "limit")])
+@pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"),
+                                           ("fars=[2]", "fars"), ("limit=-1", "limit")])
 def test_settings_that_cannot_be_used(faces, capsys, setting, word):
     assert run(setting) == 2
     error = capsys.readouterr().err
@@ -103,6 +105,8 @@ def test_settings_that_cannot_be_used(faces, capsys, setting, word):
 
 
 def test_means_and_ranges():
-    frame = pd.DataFrame({"Model": ["a", "b", "a"], "TAR": [50.0, 1.0, 60.0], "tau": [0.1, 0.2, None]})
-    merged = tables.over_seeds(frame)
-    assert merged.to_dict("list") == {"Model": ["a", "b"], "TAR": ["55.00 [50.00, 60.00]", "1.00"], "tau": ["0.100, -", "0.200"]}
+    columns = [Column("Model", digits=None), Column("TAR", digits=2), Column("tau"), Column("CRA_U", 1.5, digits=2)]
+    table = Table(columns, [["a", 50.0, 0.1, None], ["b", 1.0, 0.2, 3.0], ["a", 60.0, None, None]])
+    merged = tables.over_seeds(table)
+    assert merged.rows[0][1] == tables.OverSeeds((50.0, 60.0)), "numbers, until they are printed"
+    assert tables.formatted(merged) == [["a", "55.00 [50.00, 60.00]", "0.100, -", "-"], ["b", "1.00", "0.200", "3.00"]]

@@ -227,9 +227,18 @@ def test_projections_are_principal_components(tmp_path):
     images, labels = torch.randint(256, (3000, 1, 2, 2), dtype=torch.uint8), torch.arange(3000) % 10
     toy.write_projections(tmp_path, images, embeddings, labels)
     found = pd.read_csv(tmp_path / "projections.csv")
-    assert list(found) == ["label", "image_1", "image_2", "feature_1", "feature_2"] and len(found) == toy.PROJECTED
-    assert abs(np.corrcoef(found["feature_1"], embeddings[np.linspace(0, 2999, 2000).round().astype(int), 1])[0, 1]) > 0.99
+    assert list(found) == ["label", "image_1", "image_2", "feature_1", "feature_2"] and found["label"].tolist() == labels.tolist()
+    assert abs(np.corrcoef(found["feature_1"], embeddings[:, 1])[0, 1]) > 0.99
     assert found["feature_1"].std() > found["feature_2"].std() > 3 and found["image_1"].abs().max() < 2
+
+
+def test_every_image_of_a_whole_test_set_is_a_point_of_figure_1b(tmp_path, drawn):  # noqa: F811
+    torch.manual_seed(0)
+    images, labels = torch.randint(256, (10000, 1, 4, 4), dtype=torch.uint8), torch.arange(10000) % 10
+    toy.write_projections(tmp_path, images, torch.randn(10000, 3) + labels[:, None], labels)
+    curves.plot_projections(toy.read_projections(tmp_path / "projections.csv"), tmp_path / "a.png")
+    assert_is_figure(tmp_path / "a.png")
+    assert [[len(values[0]) for values in drawn[f"{label}"]] for label in range(10)] == [[1000, 1000]] * 10
 
 
 def test_published_values():

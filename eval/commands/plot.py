@@ -55,7 +55,7 @@ def _draw_examples(args: argparse.Namespace, found: Any, path: Path) -> None:
     from eval.show import examples, plots
     from eval.store.subject import load_model, open_pairs
     device, summary = device_named(args.device), found.summary
-    model = load_model(args.backbone, args.weights, device, summary["flip"])
-    pair_set, _ = open_pairs(model, args.bin, summary["protocol"], tuple(summary["image_size"][1:]) if summary["resized"] else None)
+    model = load_model(args.backbone, args.weights, device, summary.get("flip", "none"))
+    pair_set, _ = open_pairs(model, args.bin, summary["protocol"], tuple(summary["image_size"][1:]) if summary.get("resized") else None)
     pictures = examples.adversarial_examples(model.network, pair_set, found, device=device)
     plots.plot_adversarial_examples(pictures.sources, pictures.targets, pictures.adversarials, path, pictures.captions)

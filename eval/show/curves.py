@@ -111,7 +111,7 @@ def plot_projections(projections: pd.DataFrame, out_png: PathLike, title: str = 
     for axes, (name, heading) in zip(figure.subplots(1, 2), {"image": "images", "feature": "features"}.items()):
         for number, (label, rows) in enumerate(projections.groupby("label")):
             axes.plot(rows[f"{name}_1"], rows[f"{name}_2"], MARKERS[number % 6], color=CLASS_COLOURS[number % 10], markersize=size,
-                      markeredgewidth=0.3 * size, alpha=0.6, label=classes[label] if classes else f"{label}")
+                      markeredgewidth=size / 3, alpha=0.6, label=classes[label] if classes else f"{label}")
         axes.set(title=heading, xlabel="first principal component", ylabel="second principal component")
         axes.set_aspect("equal", "datalim")
         axes.grid(alpha=0.3)

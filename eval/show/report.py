@@ -85,7 +85,7 @@ def _markdown(table: Table) -> str:
 
 
 def audited(output: Path, models: Mapping[str, str], name: str, folder: str) -> Table:
-    """A row a run that was audited: how strong the attacks were, what was attacked, violations, the largest |f(x*) - f(x)| / |x* - x| met."""
+    """A row a run that was audited: what was attacked, in how many steps, violations, and the largest |f(x*) - f(x)| / |x* - x| met."""
     counts = (Column(title, digits=0) for title in ("pairs", "images", "steps an attack", "points", "violations"))
     columns = [*_RUN, *counts, Column("largest ratio"), *(Column(f"smallest success / radius, {kind.upper()}") for kind in plots.KINDS)]
     rows = []

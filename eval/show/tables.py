@@ -160,7 +160,8 @@ _TAR = (_share("TAR", "tar"), _figure("tau", "tau"))
 _NORM = _figure("norm", "feature_norm")
 _VERIFICATION = (_share("reached FAR", "far", DECIMALS), _share("accuracy at tau", "accuracy_at_tau"),
                  _share("best accuracy", "best_accuracy"), _figure("its threshold", "best_threshold"),
-                 _share("10-fold accuracy", "accuracy"), _share("its deviation", "accuracy_std"), _share("AUC", "auc"), _share("EER", "eer"))
+                 _share("10-fold accuracy", "accuracy"), _share("its deviation", "accuracy_std"),
+                 _share("AUC", "auc"), _share("EER", "eer"))
 
 
 def _limits(summaries: Sequence[Summary], attacks: Sequence[str]) -> list[Figure]:
