@@ -10,6 +10,7 @@ from small_world import command, faces, world, write_bin  # noqa: F401
 import backbones
 import backbones.custom_layers as layers
 from backbones import get_backbone, load_network
+from eval import records
 from eval.audit import one as audit
 from eval.audit.settings import RESOLUTION
 
@@ -63,7 +64,8 @@ def test_a_network_that_is_an_isometry_is_tight_and_passes(world):
 def test_t_doubled_in_a_tight_layer_makes_it_fail(world, monkeypatch, capsys):
     assert command(world, "certify", backbone="tight", tau="0.655") == 0
     rescaled = layers.rescaled
-    monkeypatch.setattr(backbones, "lipschitz_bound", lambda *_: 1.0)  # which would not let it pass
+    for module in (backbones, records):
+        monkeypatch.setattr(module, "lipschitz_bound", lambda *_: 1.0)  # which would not let it pass
     monkeypatch.setattr(layers, "rescaled", lambda w, b, q, power: (2 ** 0.5 * rescaled(w, b, q, power)[0], b))
     assert command(world, "audit", *QUICK, backbone="tight", tau="0.655", out="broken") == 1
     pairs, images, report = read(world / "broken")
