@@ -17,14 +17,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attacks_base import (OBJECTIVES, Attack, AttackResult, Box, Budget, Embed, Radius, Search, State, Watcher, each, l2, margin, project,
-                          succeeds, unit)
+from attacks_base import (
+    OBJECTIVES,
+    Attack,
+    AttackResult,
+    Box,
+    Budget,
+    Embed,
+    Radius,
+    Search,
+    State,
+    Watcher,
+    each,
+    l2,
+    margin,
+    project,
+    succeeds,
+    unit,
+)
 from utils import InputError
 from utils.directions import cosine
 from utils.registry import Registry
 
 __all__ = ["APGD", "ATTACKS", "CW", "DDN", "FGSM", "OBJECTIVES", "PGD", "Attack", "AttackEntry", "AttackResult", "Box", "Budget", "Embed",
-           "Radius", "Search", "State", "Watcher", "attack_names", "cosine", "each", "l2", "margin", "preset", "project", "register", "succeeds", "unit"]
+           "Radius", "Search", "State", "Watcher", "attack_names", "cosine", "each", "l2", "margin", "preset", "project", "register",
+           "succeeds", "unit"]
 
 
 @dataclass

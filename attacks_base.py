@@ -13,8 +13,9 @@ rejected, a success of dodging whatever tau is, and never one of impersonation.
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterator, NamedTuple, Sequence, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -142,6 +143,7 @@ class Search:
         self.forward_passes = self.backward_passes = 0
 
     def succeeds(self, margins: Tensor) -> Tensor:
+        """Which of the margins are successes of this search."""
         return succeeds(margins, self.objective)
 
     def open(self) -> Tensor:

@@ -1,13 +1,14 @@
 """The attacks as the paper's code ran them, which protocol "paper" reproduces, and its way of calling attacks.
 
-    attack = attacks.PGD(backbone, device, EasyDict(eps=0.5, alpha=1.25, n_iter=20))    or FGSM, CW, and the others
-    adversarial = attack.attack_untargeted(images)
-    adversarial = attack.attack_targeted(images, features, mode="D")
+attack = attacks.PGD(backbone, device, EasyDict(eps=0.5, alpha=1.25, n_iter=20))    or FGSM, CW, and the others
+adversarial = attack.attack_untargeted(images)
+adversarial = attack.attack_targeted(images, features, mode="D")
 """
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn

@@ -1,12 +1,13 @@
 """The small image sets of the toy experiments (paper, Section 3.2), each held in memory as one uint8 tensor.
 
-    digits    1,797 images of scikit-learn, 8x8 enlarged to 28x28: nothing to download; every fifth image of a class is for testing
-    mnist     60,000 + 10,000 images through torchvision: `root` holds MNIST/raw, or receives it
-    cifar10   50,000 + 10,000 images through torchvision: `root` holds cifar-10-batches-py, or receives it; or an image folder of any
-              size, `root`/train/CLASS/*.jpg and `root`/test/CLASS/*.jpg
+digits    1,797 images of scikit-learn, 8x8 enlarged to 28x28: nothing to download; every fifth image of a class is for testing
+mnist     60,000 + 10,000 images through torchvision: `root` holds MNIST/raw, or receives it
+cifar10   50,000 + 10,000 images through torchvision: `root` holds cifar-10-batches-py, or receives it; or an image folder of any
+size, `root`/train/CLASS/*.jpg and `root`/test/CLASS/*.jpg
 """
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class ToySet(NamedTuple):
 
     @property
     def num_classes(self) -> int:
+        """Labels run from 0 to one less."""
         return int(self.labels.max()) + 1
 
 

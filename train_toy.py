@@ -12,8 +12,8 @@ epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a fil
 """
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import pandas as pd
 import torch
@@ -27,9 +27,9 @@ from eval.show import toy
 from headers import get_header
 from train import objective
 from utils import InputError
-from utils.utils_callbacks import CallBackCheckpoint
-from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
+from utils.settings import check_choices, check_least, check_not_negative, run_command
+from utils.utils_callbacks import CallBackCheckpoint
 from utils.utils_logging import AverageMeter, means_over_ranks
 
 config = EasyDict()

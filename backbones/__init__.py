@@ -6,8 +6,9 @@ import contextlib
 import functools
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def is_lipschitz(name: str) -> bool:
     return _is_chain(entry.name) if entry.lipschitz is None else entry.lipschitz
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _is_chain(name: str) -> bool:
     with torch.device("meta"):
         network = get_backbone(name)
@@ -138,7 +139,8 @@ def stored_network(name: str, weights: "str | os.PathLike[str]", **kw: Any) -> n
 
 def _refuse_another(name: str, arguments: Mapping[str, Any], stored: str, stored_arguments: Mapping[str, Any]) -> None:
     """Raise InputError unless a checkpoint of `stored` is one of `name`, under another name perhaps. No code of others is imported for
-    that, whatever a file says."""
+    that, whatever a file says.
+    """
     expected = BACKBONES.find(name)
     found = expected if stored in (name, expected.outside) else None if ":" in stored else _registered(stored)
     if found is None or found.described_by(stored_arguments) != expected.described_by(arguments):

@@ -3,7 +3,7 @@
 Each layer says its own (proof.py); where a network applies its layers one after another, each once (chain.py), the product of theirs is the
 network's. docs/soundness.md has the proofs.
 """
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn

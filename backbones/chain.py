@@ -6,7 +6,8 @@ must get the very tensor that the one before returned, nothing may be written ou
 cannot be taken.
 """
 import copy
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def layers_of(network: nn.Module) -> "dict[str, nn.Module]":
     Raises InputError, naming it, for a layer without a declaration or with one for another `forward`, for a module with hooks, and for
     parameters and buffers outside of layers.
     """
-    found: "dict[str, nn.Module]" = {}
+    found: dict[str, nn.Module] = {}
     _collect("", network, network, found, set())
     return found
 
@@ -124,7 +125,7 @@ def _problem(watch: "_Watch", layers: "dict[str, nn.Module]", image: Tensor, res
 
 def _without_values(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes, types and nothing else."""
-    memo: "dict[int, Any]" = {}
+    memo: dict[int, Any] = {}
     for value in (*network.parameters(), *network.buffers()):
         blank = torch.empty_like(value, device="meta")
         memo[id(value)] = nn.Parameter(blank, requires_grad=False) if isinstance(value, nn.Parameter) else blank
@@ -141,7 +142,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: "list[tuple[str, Any, Any]]" = []
+        self.seen: list[tuple[str, Any, Any]] = []
         self.written, self.further, self._inside = "", "", False
 
     def around(self, name: str, forward: Callable) -> Callable:

@@ -25,7 +25,7 @@ With `power=p` a layer takes its t from the p-th power of W W^T instead, see pow
 parameters are the same.
 """
 import math
-from typing import Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class _SLL(Rescaled):
     """
 
     weight: nn.Parameter
-    bias: Optional[nn.Parameter]
+    bias: nn.Parameter | None
     q: nn.Parameter
 
     def __init__(self, power: int):
@@ -60,10 +60,10 @@ class _SLL(Rescaled):
             raise ValueError(f"power is {power!r}: it must be a positive integer")
         self.power = power
 
-    def sources(self) -> tuple[Optional[Tensor], ...]:
+    def sources(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias, self._free_parameters()
 
-    def compute(self, weight: Tensor, bias: Optional[Tensor], q: Tensor) -> Pair:
+    def compute(self, weight: Tensor, bias: Tensor | None, q: Tensor) -> Pair:
         """T^(1/2) W and T^(1/2) b."""
         if weight.is_meta:  # shapes are all there is
             return weight, None if bias is None else bias.flatten()
@@ -79,14 +79,14 @@ class _SLL(Rescaled):
     def _extra(self) -> str:
         return f", power={self.power}" if self.power > 1 else ""
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         bias = state_dict.get(f"{prefix}bias")
         if bias is not None and self.bias is not None and bias.shape != self.bias.shape and bias.numel() == self.bias.numel():
             state_dict[f"{prefix}bias"] = bias.reshape(self.bias.shape)  # one value a channel is that, however many axes of length 1 it has
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def sll_block(z: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+def sll_block(z: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """z - 2 V^T relu(V * z + c) for images z [N, cin, H, W], V [C, cin, k, k] and c [C] from `rescaled`."""
     h = F.relu(F.conv2d(z, weight, bias, stride=stride, padding=padding), inplace=True)
     # a strided convolution forgets up to stride - 1 rows and columns, which its transpose has to give back

@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ def _size(text: str) -> int:
     return int(text)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
     parser.add_argument("--backbone", required=True, metavar="NAME")

@@ -3,8 +3,9 @@
 The architecture of Deng et al., "ArcFace" (CVPR 2019) in the form of insightface's `iresnet`, whose released state
 dicts load with `strict=True`. Trained on pixels in [-1, 1].
 """
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Callable, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ WIDTHS = (64, 128, 256, 512)
 class IBasicBlock(nn.Module):
     """x -> bn3(conv2(prelu(bn2(conv1(bn1(x)))))) + downsample(x), conv2 having the stride; without a downsample x itself is added."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: Optional[nn.Module] = None):
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inplanes)
         self.conv1 = nn.Conv2d(inplanes, planes, 3, padding=1, bias=False)
@@ -86,30 +87,30 @@ def _iresnet(layers: Sequence[int], pretrained: bool, kw: dict) -> IResNet:
 
 
 @register("iresnet18", scale=2.0, lipschitz=False)
-def iresnet18(pretrained: bool = False, progress: bool = True, **kw) -> IResNet:
+def iresnet18(pretrained: bool = False, progress: bool = True, **kw: Any) -> IResNet:
     """24,025,600 parameters; `kw` are those of `IResNet`."""
     return _iresnet((2, 2, 2, 2), pretrained, kw)
 
 
 @register("iresnet34", scale=2.0, lipschitz=False)
-def iresnet34(pretrained: bool = False, progress: bool = True, **kw) -> IResNet:
+def iresnet34(pretrained: bool = False, progress: bool = True, **kw: Any) -> IResNet:
     """34,139,328 parameters; `kw` are those of `IResNet`."""
     return _iresnet((3, 4, 6, 3), pretrained, kw)
 
 
 @register("iresnet50", scale=2.0, lipschitz=False)
-def iresnet50(pretrained: bool = False, progress: bool = True, **kw) -> IResNet:
+def iresnet50(pretrained: bool = False, progress: bool = True, **kw: Any) -> IResNet:
     """43,590,848 parameters; `kw` are those of `IResNet`."""
     return _iresnet((3, 4, 14, 3), pretrained, kw)
 
 
 @register("iresnet100", scale=2.0, lipschitz=False)
-def iresnet100(pretrained: bool = False, progress: bool = True, **kw) -> IResNet:
+def iresnet100(pretrained: bool = False, progress: bool = True, **kw: Any) -> IResNet:
     """65,156,160 parameters; `kw` are those of `IResNet`."""
     return _iresnet((3, 13, 30, 3), pretrained, kw)
 
 
 @register("iresnet200", scale=2.0, lipschitz=False)
-def iresnet200(pretrained: bool = False, progress: bool = True, **kw) -> IResNet:
+def iresnet200(pretrained: bool = False, progress: bool = True, **kw: Any) -> IResNet:
     """118,833,920 parameters; `kw` are those of `IResNet`."""
     return _iresnet((6, 26, 60, 6), pretrained, kw)

@@ -3,15 +3,14 @@
 What is kept is never stale: it is compared with the values that it was computed from. In training `RescaledOnce` shares it between the
 passes of one step, with all gradients.
 """
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-Pair = tuple[Tensor, Optional[Tensor]]
+Pair = tuple[Tensor, Tensor | None]
 
 
-def _equal(kept: "tuple[Optional[Tensor], ...]", now: "tuple[Optional[Tensor], ...]") -> bool:
+def _equal(kept: "tuple[Tensor | None, ...]", now: "tuple[Tensor | None, ...]") -> bool:
     """Whether values, types and devices are the same.
 
     Their versions would be cheaper to compare, but miss edits through `.data` or numpy. Reading the values takes a sixth of the
@@ -22,7 +21,7 @@ def _equal(kept: "tuple[Optional[Tensor], ...]", now: "tuple[Optional[Tensor], .
         return False
     if now[0].device.type == "cpu":
         return all(map(torch.equal, kept, now))
-    return not torch.stack([(a != b).any() for a, b in zip(kept, now)]).any()  # waits for the device once, not once a parameter
+    return not torch.stack([torch.ne(a, b).any() for a, b in zip(kept, now)]).any()  # waits for the device once, not once a parameter
 
 
 class Rescaled(nn.Module):
@@ -33,11 +32,11 @@ class Rescaled(nn.Module):
     _kept = None  # (copies of the parameters, weight, bias)
     _shared = None  # weight and bias of this optimiser step, see `RescaledOnce`
 
-    def sources(self) -> "tuple[Optional[Tensor], ...]":
+    def sources(self) -> "tuple[Tensor | None, ...]":
         """The parameters that weight and bias are computed from."""
         raise NotImplementedError
 
-    def compute(self, *sources: Optional[Tensor]) -> Pair:
+    def compute(self, *sources: Tensor | None) -> Pair:
         """Weight and bias from `sources`."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ convolution for few channels, and by a product of matrices a shift for many; on 
 import contextlib
 import itertools
 import math
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class RootOfT(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Optional[Tensor], *_):
+    def backward(ctx, grad: Tensor | None, *_):
         if grad is None:
             return None, None
         weight, root, n, d, r, *correlations = ctx.saved_tensors
@@ -98,7 +98,8 @@ class RootOfT(torch.autograd.Function):
 
 def _is_small(weight: Tensor) -> bool:
     """Whether one convolution of the weight with itself is faster than a product a shift, whose fixed costs outweigh five times fewer
-    multiply-adds for few channels."""
+    multiply-adds for few channels.
+    """
     return weight.shape[0] * weight.shape[1] <= FEW_CHANNELS**2
 
 
@@ -160,8 +161,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _convolved(a: Tensor, b: Tensor) -> Tensor:
     """`_product` by a convolution of images, channels last, whose pixels are the rows of a."""
-    m, l = a.shape
-    images = a.contiguous().reshape(_IMAGES if m % _IMAGES == 0 else 1, -1, 1, l).permute(0, 3, 1, 2)
+    m, n = a.shape
+    images = a.contiguous().reshape(_IMAGES if m % _IMAGES == 0 else 1, -1, 1, n).permute(0, 3, 1, 2)
     return F.conv2d(images, b[:, :, None, None]).permute(0, 2, 3, 1).reshape(m, -1)
 
 

@@ -10,7 +10,7 @@ u = 2^-53, in whatever order it was computed, and eigenvalues come with the resi
 """
 import hashlib
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _known: "dict[bytes, float]" = {}
 
 
 @torch.no_grad()
-def norm_bound(weight: Tensor, root: Optional[Tensor] = None, power: int = 1) -> float:
+def norm_bound(weight: Tensor, root: Tensor | None = None, power: int = 1) -> float:
     """At least ||V|| of weights V [C, n] or [C, cin, k, k], as an operator on vectors, or on images of any size. NaN where that fails.
 
     root: the diagonal of S, [C], positive but where rows of V are zero; needed for k > 1 and p > 1 only. The bound of the same numbers is
@@ -46,7 +46,7 @@ def norm_bound(weight: Tensor, root: Optional[Tensor] = None, power: int = 1) ->
     return bound
 
 
-def _fingerprint(weight: Tensor, root: Optional[Tensor], power: int) -> bytes:
+def _fingerprint(weight: Tensor, root: Tensor | None, power: int) -> bytes:
     digest = hashlib.sha256(repr((weight.dtype, tuple(weight.shape), power)).encode())
     for values in (weight,) if root is None else (weight, root):
         digest.update(memoryview(values.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B"))
@@ -104,7 +104,7 @@ class _Kernel(NamedTuple):
 
     def at(self, shift: "tuple[int, int]") -> "Tensor | None":
         opposite = self.half.get((-shift[0], -shift[1]))
-        return self.half[shift] if shift in self.half else opposite.T if opposite is not None else None
+        return self.half.get(shift, opposite.T if opposite is not None else None)
 
     def magnitudes(self) -> Tensor:
         """At least the sum over all shifts of |exact|, [C, C]."""

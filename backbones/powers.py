@@ -14,7 +14,8 @@ around. With rows W_i = n_i V_i of norm 1, m = max n, s = n / m and d_i = s_i ex
 
 whose products neither overflow nor vanish, however the rows are scaled; every product is scaled again to a largest value of 1.
 """
-from typing import Callable, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor

@@ -13,7 +13,8 @@ does not apply its layers one after another (a sum of branches, say) is a layer 
 is its own affair; `bounds.lipschitz_bound` gives it the constants of its parts.
 """
 import math
-from typing import Any, Callable, NamedTuple, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ UP = 1 + 1e-9  # more than the rounding of norms and of sums without cancellatio
 UP_LITTLE = 1 + 1e-12  # the same for a handful of operations
 UNDERFLOW = 1e-280  # more than what products below the smallest float64 can add up to
 
-Shape = Optional[Sequence[int]]
+Shape = Sequence[int] | None
 
 
 class State(NamedTuple):
@@ -38,13 +39,13 @@ class State(NamedTuple):
 class _Declaration(NamedTuple):
     forward: Callable
     lipschitz: float
-    rounding: Optional[Callable[[State, Shape], State]]
+    rounding: Callable[[State, Shape], State] | None
 
 
 _OTHERS: dict[type, _Declaration] = {}
 
 
-def declare(kind: type, lipschitz: float, rounding: Optional[Callable[[State, Shape], State]] = None) -> None:
+def declare(kind: type[nn.Module], lipschitz: float, rounding: Callable[[State, Shape], State] | None = None) -> None:
     """Say for a class of PyTorch, or of others, what a layer says by methods of its own."""
     _OTHERS[kind] = _Declaration(kind.forward, lipschitz, rounding)
 
@@ -80,7 +81,7 @@ def is_declared(layer: nn.Module) -> bool:
     return hasattr(type(layer), "proven_lipschitz") or _declared_elsewhere(layer) is not None
 
 
-def refusal(layer: nn.Module) -> Optional[str]:
+def refusal(layer: nn.Module) -> str | None:
     """Why what is declared of this layer's kind does not hold for it, as the end of a sentence; None where it does."""
     if replaced := replacement(layer):
         return replaced
@@ -89,7 +90,7 @@ def refusal(layer: nn.Module) -> Optional[str]:
     return "has another forward than the one that its Lipschitz constant was declared for, and declares none itself"
 
 
-def replacement(module: nn.Module) -> Optional[str]:
+def replacement(module: nn.Module) -> str | None:
     """What stands between calling this module and the `forward` of its class; None where nothing does."""
     if "forward" in vars(module):
         return "had its forward replaced"
@@ -111,13 +112,13 @@ def constant(layer: nn.Module, shape: Shape) -> float:
     return found.lipschitz if found else layer.proven_lipschitz(shape)
 
 
-def rounding(layer: nn.Module) -> Optional[Callable[[State, Shape], State]]:
+def rounding(layer: nn.Module) -> Callable[[State, Shape], State] | None:
     """The declared rounding of a layer for which `refusal` is None; None where it declares none."""
     found = _declared_elsewhere(layer)
     return found.rounding if found else layer.proven_rounding if covers(layer, "proven_rounding") else None
 
 
-def _declared_elsewhere(layer: nn.Module) -> Optional[_Declaration]:
+def _declared_elsewhere(layer: nn.Module) -> _Declaration | None:
     if hasattr(type(layer), "proven_lipschitz"):
         return None
     return next((_OTHERS[kind] for kind in type(layer).__mro__ if kind in _OTHERS), None)
@@ -135,7 +136,8 @@ def named(name: str, layer: nn.Module) -> str:
 
 def folded_layers(network: nn.Module) -> "dict[int, Any]":
     """{id of a layer: the layer as plain weights} for all layers that have such a form. Raises InputError for one that has it of another
-    `forward` than its own."""
+    `forward` than its own.
+    """
     forms = {}
     for name, layer in network.named_modules():
         if hasattr(type(layer), "folded"):

@@ -1,8 +1,9 @@
 """The registry of networks. A file of this package that defines one registers it there; adding a network is adding such a file."""
 import inspect
 import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,7 @@ class Backbone:
     build: Callable[..., nn.Module]
     image_size: tuple[int, int, int] = (3, 112, 112)
     scale: float = 1.0
-    lipschitz: Optional[bool] = None
+    lipschitz: bool | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def described_by(self, arguments: Mapping[str, Any]) -> "tuple[Callable[..., nn.Module], Any]":

@@ -1,4 +1,6 @@
-"""The rescaling T^(1/2) of the weights of an SLL layer. For weights W [C, Cin, k, k] and free parameters q [C]
+"""The rescaling T^(1/2) of the weights of an SLL layer.
+
+For weights W [C, Cin, k, k] and free parameters q [C]
 
     1 / t_i = sum_j |W W^T|_ij exp(q_j - q_i),                                                                  (SLL)
 
@@ -6,7 +8,6 @@ where W W^T is, for a convolution, the zero-padded autocorrelation of the kernel
 `plain_rescaling` is that, word for word. What the layers of custom_layers.py use is `rescaled`: the same t without overflow for any W, and
 several times faster (kernels.py). With a power p other than 1, t is that of powers.py.
 """
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def rescaling(weight: Tensor, q: Tensor, power: int = 1) -> Tensor:
         return _root(weight, q, power).square()
 
 
-def rescaled(weight: Tensor, bias: Optional[Tensor], q: Tensor, power: int = 1) -> tuple[Tensor, Optional[Tensor]]:
+def rescaled(weight: Tensor, bias: Tensor | None, q: Tensor, power: int = 1) -> tuple[Tensor, Tensor | None]:
     """T^(1/2) W and T^(1/2) b with t of `rescaling`, in float32 or better also under autocast, differentiable.
 
     weight: [C, Cin, k, k] or [C, Cin]; bias: C values in any shape, or None; q: [C]. The bias comes back as [C].

@@ -1,6 +1,6 @@
 """1-Lipschitz face networks of SLL blocks: the paper's SLLNet, and a small one for machines without a GPU."""
 import contextlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn

@@ -6,7 +6,8 @@ differs from exact arithmetic, at any image whose pixels are in [-0.5, 0.5], in 
 """
 import math
 import os
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Sound(nn.Module):
         """
         size = math.sqrt(math.prod(image_size)) * _LARGEST_PIXEL * UP
         state = State(size, 3 * UNIT * size)  # (x - 127.5) / 255 is rounded twice where it is a product with 1 / 255
-        for name, layer, shape in chain(self.folded, image_size):
+        for _, layer, shape in chain(self.folded, image_size):
             state = proof.rounding(layer)(state, shape)
         # with room for the rounding of the mean of two embeddings, of an image and its mirror image say
         error = (state.error + 8 * UNIT * state.size) * UP

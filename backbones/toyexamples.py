@@ -29,7 +29,7 @@ class _ToyNetwork(nn.Module):
 class SLLNet_MNIST(_ToyNetwork):
     """1-Lipschitz in l2: images [N, 1, 28, 28] -> embeddings [N, 512]. 1,745,248 parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             stem=[PaddingChannels(16), SLLConv2d(16, 16, kernel_size=1, bias=True), Downsize(16, 32)],
             body=[SLLStage(32, 3), Downsize(32, 64), SLLStage(64, 3)],
@@ -40,7 +40,7 @@ class SLLNet_MNIST(_ToyNetwork):
 class SLLNet_CIFAR(_ToyNetwork):
     """1-Lipschitz in l2: images [N, 3, 32, 32] -> embeddings [N, 512]. 3,177,408 parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             stem=[PaddingChannels(32), SLLConv2d(32, 32, bias=True), Downsize(32, 64)],
             body=[SLLStage(64, 1), Downsize(64, 128), SLLStage(128, 3), Downsize(128, 256), SLLStage(256, 1)],
@@ -71,7 +71,7 @@ class ConvBlock(nn.Module):
 class Net_MNIST(_ToyNetwork):
     """Unconstrained: images [N, 1, 28, 28] -> embeddings [N, 512]. 1,768,032 parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             stem=[*_conv(1, 16), *_conv(16, 32, stride=2)],
             body=[ConvBlock(32, 3), *_conv(32, 64, stride=2), ConvBlock(64, 3)],
@@ -82,7 +82,7 @@ class Net_MNIST(_ToyNetwork):
 class Net_CIFAR(_ToyNetwork):
     """Unconstrained: images [N, 3, 32, 32] -> embeddings [N, 512]. 3,567,008 parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             stem=[*_conv_bn(3, 32), *_conv_bn(32, 32), *_conv_bn(32, 64, stride=2)],
             body=[ConvBlock(64, 1), *_conv_bn(64, 128, stride=2), ConvBlock(128, 3),

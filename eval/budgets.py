@@ -39,8 +39,8 @@ def tar_at_certified_far(pairs: pd.DataFrame, far: float, eps: float) -> dict[st
 
 
 def lp_accuracies(found: Records, p: float, eps_p: Sequence[float]) -> dict[str, Any]:
-    """{p ("inf" for infinity), dimension, cra_u, cra_d, cra_i}: certified accuracies at l_p budgets in grey levels, of inputs of `dimension`
-    numbers.
+    """{p ("inf" for infinity), dimension, cra_u, cra_d, cra_i}: certified accuracies at l_p budgets in grey levels, of inputs of
+    `dimension` numbers.
     """
     same, dimension = found.pairs["same"], int(np.prod(found.summary["image_size"]))
     radii = {"u": found.images["radius_u"], "d": found.pairs.loc[same, "radius"], "i": found.pairs.loc[~same, "radius"]}

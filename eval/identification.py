@@ -97,8 +97,8 @@ def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split
              eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", lipschitz: float | None = None,
              **embedding: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(probes, summary) of a dataset that was split. tau: None chooses the loosest with FPIR at most `fpir`; without unknown probes
-    there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. lipschitz: as `records.certify`. `embedding` goes to
-    `verification.embed_images`.
+    there is none, and only rank-1 is certified. poisoned: of the enrolled images of each identity. lipschitz: as `records.certify`.
+    `embedding` goes to `verification.embed_images`.
 
     probes has a row a probe: probe (number of the image), identity, enrolled, found (whose template is the nearest), cosine, norm,
     radius_rank1 (NaN of those not enrolled), accepted, radius (of the decision: found and accepted, or rejected). A wrong decision

@@ -32,8 +32,8 @@ from utils.images import image_size as size_of
 from utils.precision import full_precision
 from utils.untrusted.pickles import load_plain
 
-__all__ = ["LFold", "PairSet", "auc", "best_accuracy", "calculate_accuracy", "calculate_roc", "calculate_val", "calculate_val_far", "eer", "embed_images",
-           "evaluate", "load_bin", "norms", "pair_cosines", "read_bin", "require_size", "resized", "roc", "tar_far", "ten_fold_accuracy",
+__all__ = ["LFold", "PairSet", "auc", "best_accuracy", "calculate_accuracy", "calculate_roc", "calculate_val", "calculate_val_far", "eer",
+           "embed_images", "evaluate", "load_bin", "norms", "pair_cosines", "read_bin", "require_size", "resized", "roc", "tar_far", "ten_fold_accuracy",
            "test", "threshold_at_far"]
 
 CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, and the full SLLNet takes 10 MB for each
@@ -306,7 +306,8 @@ def test(data_set: tuple[Sequence[Tensor], Sequence[bool]], backbone: Callable[[
     data_list, same = data_set
     views = [embed_images(backbone, images, batch_size=batch_size, decode=_as_bytes)[0] for images in data_list]
     first = np.arange(0, 2 * len(same), 2)
-    plain, summed = (ten_fold_accuracy(pair_cosines(rows, first, first + 1), np.asarray(same), nfolds) for rows in (views[0], torch.stack(views).sum(0)))
+    plain, summed = (ten_fold_accuracy(pair_cosines(rows, first, first + 1), np.asarray(same), nfolds)
+                     for rows in (views[0], torch.stack(views).sum(0)))
     xnorm = norms(torch.cat(views)).mean().item()
     return *plain, *(plain if is_paper(protocol) else summed), xnorm, [rows.numpy() for rows in views]
 

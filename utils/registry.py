@@ -4,11 +4,25 @@ import importlib
 import inspect
 import os
 import sys
-from typing import Any, Callable, Generic, Iterable, Mapping, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 from utils import InputError
 
-E = TypeVar("E")
+
+class Named(Protocol):
+    """What entries have in common."""
+
+    @property
+    def name(self) -> str:
+        """What commands call it."""
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """What was registered."""
+
+
+E = TypeVar("E", bound=Named)
 T = TypeVar("T")
 
 

@@ -89,8 +89,8 @@ class OneImageSearch:
             rows = rows.assign(success=np.isfinite(rows["norm"].to_numpy()))
             found.attacks = with_attacks(found.attacks, rows, kind=kind, attack=AUDITED, eps=math.nan, seed=self.settings.seed,
                                          settings=AUDITED)
-        return {"tightness": {kind: tightness(found, kind, self._radii(kind, audited)) for kind in self.kinds}, "largest_ratio": finite(audited["ratio"].max()),
-                "violations": _violations(audited)}
+        return {"tightness": {kind: tightness(found, kind, self._radii(kind, audited)) for kind in self.kinds},
+                "largest_ratio": finite(audited["ratio"].max()), "violations": _violations(audited)}
 
 
 def tightness(found: Records, kind: str, radius: pd.Series) -> dict[str, Any]:

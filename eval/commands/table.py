@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> None:
                              f"{len(args.results)} RESULTS")
     from eval.show import published, tables
     from utils.files import atomic_write
-    makers: dict[str, tuple[Callable, Callable]] = {"1": (tables.table1, published.table1), "2": (partial(tables.table2, attacks=args.attacks), published.table2),
-              "ablation": (partial(tables.ablation, attacks=args.attacks), published.ablation),
-              "verification": (tables.verification, published.table2)}
+    makers: dict[str, tuple[Callable, Callable]] = {
+        "1": (tables.table1, published.table1), "2": (partial(tables.table2, attacks=args.attacks), published.table2),
+        "ablation": (partial(tables.ablation, attacks=args.attacks), published.ablation),
+        "verification": (tables.verification, published.table2)}
     make, theirs = makers[args.which]
     table = make([*_rows(args), *(theirs() if args.with_paper else ())])
     if args.out is None:
