@@ -179,7 +179,8 @@ def complete(place: Path, asked: dict[str, Any], wanted: Limits, audits: Limits)
     (summary,) = results.read_summaries(place).values()
     provenance.refuse_others(place / results.SUMMARY, summary, asked)
     attacked, audit_file = summary.get("attacks", {}), place / results.AUDIT
-    audited = read_json(audit_file).get("settings", {}) if audit_file.exists() else {}
+    audit: Any = read_json(audit_file) if audit_file.exists() else {}
+    audited = audit.get("settings", {})
     return (all(name in attacked and attacked[name].get("limit") == limit for name, limit in wanted.items())
             and all(key in audited and audited[key] == value for key, value in audits.items()))
 

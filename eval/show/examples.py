@@ -47,5 +47,5 @@ def adversarial_examples(network: Callable[[Tensor], Tensor], pair_set: PairSet,
     if not parts:
         raise InputError(f"{pair_set.path}: no decision is right at tau {found.summary['tau']:.3f}, nothing "
                          f"can be attacked")
-    *images, captions = zip(*parts)
-    return Examples(*map(torch.cat, images), sum(captions, []))
+    sources, targets, adversarials, captions = zip(*parts)
+    return Examples(torch.cat(sources), torch.cat(targets), torch.cat(adversarials), sum(captions, []))

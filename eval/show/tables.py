@@ -257,9 +257,10 @@ def _cell(column: Column, value: Any) -> str:
 
 
 def _mean_and_range(column: Column, values: Sequence[float | None]) -> str:
-    if None in values:  # a mean over some of the seeds would be of other runs than its neighbours
-        return "-" if set(values) == {None} else ", ".join(_cell(column, value) for value in values)
-    mean, low, high = (_cell(column, value) for value in (np.mean(values), min(values), max(values)))
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):  # a mean over some of the seeds would be of other runs than its neighbours
+        return ", ".join(_cell(column, value) for value in values) if known else "-"
+    mean, low, high = (_cell(column, value) for value in (np.mean(known), min(known), max(known)))
     return f"{mean} [{low}, {high}]"
 
 
