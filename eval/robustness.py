@@ -199,7 +199,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
         return fresh
     found = results.read_records(folder)
     attacked = found.summary.get("attacks", {})
-    if not attacked and not any(folder.glob("audit*.json")):
+    if not attacked and not found_in(folder, "audit*.json"):
         return fresh
     provenance.refuse_others(place, found.summary, provenance.fingerprint(fresh.summary))
     for name, table, old in ((results.PAIRS, fresh.pairs, found.pairs), (results.IMAGES, fresh.images, found.images)):
