@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Sequence
 
 from utils import InputError, one_line
-from utils.files import atomic_write, read_file, text_of
+from utils.files import atomic_write, read_file, text_of, with_homes
 from utils.pair_lists import parse_pairs
 
 # Labels are float32: past this the header could not tell neighbouring keys apart.
@@ -163,7 +163,7 @@ def _pixels(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status (2 for input that cannot be used)."""
-    options = _parser().parse_args(arguments)
+    options = with_homes(_parser().parse_args(arguments))
     try:
         if options.command == "rec":
             count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)

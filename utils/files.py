@@ -1,4 +1,5 @@
 """Files that are either whole or not there: atomic writing and fingerprints; what is in a folder, and what a file is."""
+import argparse
 import contextlib
 import hashlib
 import json
@@ -7,7 +8,7 @@ import re
 import stat
 import tempfile
 from pathlib import Path
-from typing import IO, Iterator
+from typing import IO, Any, Iterator
 
 from utils import InputError
 
@@ -111,6 +112,21 @@ def is_a(start: bytes) -> str:
     """`kind_of` as a remark for a message: " (a JPEG)", or ""."""
     kind = kind_of(start[:300])
     return f" ({kind})" if kind else ""
+
+
+def at_home(value: Any) -> Any:
+    """A path that begins with ~/ or ~name/ with the home folder that a shell would have put there; other values as they are."""
+    text = os.fspath(value) if isinstance(value, Path) else value
+    if not isinstance(text, str) or not text.startswith("~") or "/" not in text and text != "~":
+        return value
+    return type(value)(os.path.expanduser(text)) if isinstance(value, Path) else os.path.expanduser(text)
+
+
+def with_homes(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a command line with `at_home` of each, and of each element of a list."""
+    for name, value in vars(args).items():
+        setattr(args, name, [at_home(item) for item in value] if isinstance(value, list) else at_home(value))
+    return args
 
 
 def text_of(data: bytes) -> str:
