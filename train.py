@@ -40,7 +40,7 @@ from utils.distributed import barrier, distribute, locally, process_group, rank,
 from utils.faults.guard import StepGuard, poisoned
 from utils.faults.lockstep import STOPPED, Interrupted
 from utils.faults.run import Run
-from utils.loader import spare_workers
+from utils.loader import spare_workers as workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
 from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
@@ -61,7 +61,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     fp16 = precision == "fp16"
 
     dataset = training_set(cfg)
-    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=spare_workers(cfg.num_workers),
+    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
                             skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
     total_steps = cfg.num_epoch * len(loader)
     network = build_network(cfg).to(device)

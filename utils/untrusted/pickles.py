@@ -41,10 +41,10 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     with open(path, "rb") as file:
         try:
             return PlainUnpickler(file, size, str(path)).load()
-        except InputError:
+        except InputError as error:
             file.seek(0)
             if kind := kind_of(file.read(300)):
-                raise InputError(f"{path}: not a pickle of plain data, but {kind}") from None
+                raise InputError(f"{error}; the file seems to be {kind}") from None
             raise
 
 
@@ -167,10 +167,14 @@ class PlainUnpickler:
                 self._step(opcode)
             raise Refused(f"more than {MAX_OPCODES} opcodes")
         except Refused as error:
-            reason = str(error)
+            reason = f"{error}{' (inside an array of dtype object)' * self._holds_objects()}"
         except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
             reason = f"a damaged pickle ({type(error).__name__})"
         raise InputError(f"{self.name}: not {self.kind}: byte {self.size - self.left}: {reason}")
+
+    def _holds_objects(self) -> bool:
+        """Whether the elements of an array of objects are being made."""
+        return any(isinstance(item, _Dtype) and item.dtype.hasobject for level in (*self.marks, self.stack) for item in level)
 
     def _step(self, opcode: bytes) -> None:
         if opcode in _COUNTED_BYTES:
