@@ -23,7 +23,7 @@ from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.files import folders_in, read_file
+from utils.files import files_under, folders_in, read_file
 from utils.image_folders import labelled_images
 from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
@@ -187,7 +187,9 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
         return RecordDataset(path, num_classes, recordio_backend)
     if path.is_dir() and folders_in(path):
         return ImageFolderFaces(path, num_classes)
-    found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+    images = path.is_dir() and files_under(path, IMG_EXTENSIONS)
+    found = f"holds images itself, so it may be {path.parent} that is meant" if images else "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
                      "for each identity, or the word synthetic")
 

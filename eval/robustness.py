@@ -30,6 +30,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
+from utils.files import found_in
 from utils.precision import full_precision
 
 

@@ -147,7 +147,7 @@ def require_file(path: str | os.PathLike[str]) -> int:
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a regular file")
+        raise InputError(f"{path}: not a regular file{', but a folder' * stat.S_ISDIR(status.st_mode)}")
     return status.st_size
 
 

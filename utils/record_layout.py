@@ -32,12 +32,24 @@ def image_keys(file: IndexedRecordFile) -> tuple[np.ndarray, int]:
         raise InputError(f"{file.name(0)}: the header promises {label[0] - 1:.0f} images, but {file.idx_path} has only "
                          f"{len(file)} entries")
     first = _first_past_images(file, label[0])
+    _check_border(file, first)
     keys = np.arange(1, first)
     missing = np.setdiff1d(keys, file.keys)
     if len(missing):
         raise InputError(f"{file.idx_path}: key {missing[0]} is not in the index, but the header in key 0 promises "
                          f"{len(keys)} images")
     return keys, _identities(file, first, label[1])
+
+
+def _check_border(file: IndexedRecordFile, first: int) -> None:
+    """Raise InputError where the last image is none, or the first record past the images is one: no record is damaged, the header is wrong
+    about how many there are."""
+    for key, wrong, found in ((first - 1, True, "none"), (first, False, "one as well")):
+        try:
+            if key in file and _is_without_image(unpack(file.read(key), file.name(key))) == wrong:
+                raise InputError(f"{file.name(0)}: the header promises {first - 1} images, but key {key} is {found}")
+        except RecordError:  # a damaged record says nothing of what it was
+            continue
 
 
 def _is_without_image(record: Record) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from utils import InputError, RecordError
-from utils.files import atomic_write
+from utils.files import atomic_write, is_a
 from utils.record_index import MAGIC, read_index, scan
 
 MAX_LENGTH = 2**29 - 1
@@ -184,11 +184,15 @@ class IndexedRecordFile:
             raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} bytes")
         return read_index(self.idx_path)
 
+    def _beginning(self) -> bytes:
+        with open(self.rec_path, "rb") as file:
+            return file.read(300)
+
     def _check_offsets(self, keys: np.ndarray, offsets: np.ndarray) -> None:
         wrong = np.flatnonzero((offsets % 4 != 0) | (offsets < 0) | (offsets > self.size - _FRAME.size))
         if len(wrong):
             raise InputError(f"{self.idx_path}: key {keys[wrong[0]]} has offset {offsets[wrong[0]]}, expected a multiple of 4 up to "
-                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes)")
+                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes{is_a(self._beginning())})")
 
     def _check_unique(self, values: np.ndarray, what: str) -> None:
         twice = np.flatnonzero(values[1:] == values[:-1])

@@ -53,8 +53,13 @@ def override(config: EasyDict, arguments: Sequence[str], names: Mapping[str, Cal
 def require_known(key: str, settings: Mapping[str, Any]) -> None:
     """Raise InputError, with the nearest name, for a key that is none of the settings."""
     if key not in settings:
-        near = difflib.get_close_matches(key, settings, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
+        names = {name.casefold(): name for name in settings}
+        near, word = [names[name] for name in difflib.get_close_matches(key.casefold(), names, n=1)], key.rstrip("s").casefold()
+        alike = [name for name in settings if len(word) > 3 and word in name]
+        if len(alike) > 1:  # the nearest of several may be another one: of epochs that is save_epochs
+            hint = f"did you mean one of {', '.join(alike)}?"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
         raise InputError(f"setting {key[:60]!r} is not known; {hint}")
 
 

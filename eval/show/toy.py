@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eval.show import published
 from eval.store import schema
 from utils import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, found_in
 
 FIGURE_2 = published.TOY_RUNS
 PathLike = str | os.PathLike[str]
