@@ -28,7 +28,7 @@ from eval.store.subject import load_model, open_subject
 from utils import InputError
 from utils.distributed import process_group
 from utils.faults.lockstep import STOPPED
-from utils.files import read_json, sha256, write_json
+from utils.files import found_in, read_json, sha256, write_json
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
@@ -89,7 +89,7 @@ config.audit_steps = 5              # of each of its attacks
 def ablation(cfg: EasyDict) -> None:
     """Whatever is left to be done of the settings `cfg`. Raises InputError for settings, data or results that cannot be used."""
     check(cfg)
-    bins = sorted(Path(cfg.data).glob("*.bin"))
+    bins = found_in(cfg.data, "*.bin")
     if not bins:
         raise InputError(f"{cfg.data}: no .bin file, expected train.rec, train.idx and at least one (data=FOLDER names another folder)")
     output = Path(cfg.output)
@@ -192,7 +192,7 @@ def publish(cfg: EasyDict, logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "train" / "training.log", logs / f"training_{name}.log")
         for file, ending in ((results.SUMMARY, ""), (results.AUDIT, "_audit")):
-            for found in sorted(folder.glob(f"*/*/{file}")):
+            for found in found_in(folder, f"*/*/{file}"):
                 copy = logs / "ablation" / name / found.parent.parent.name / f"{found.parent.name}{ending}.json"
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(found, copy)

@@ -23,13 +23,17 @@ from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler
-from utils.files import read_file
+from utils.files import files_under, folders_in, read_file
+from utils.image_folders import labelled_images
 from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
+from utils.record_layout import MOST_LABELS, image_keys, labels_seen, property_classes
 
 PathLike = str | os.PathLike[str]
 # A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.
 SPARE_CLASSES = 2**17
+# So many labels are read before training, evenly spread; the others are looked at when their images are.
+LABELS_CHECKED = 2**16
 RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
 
 
@@ -37,14 +41,15 @@ class RecordDataset(Dataset):
     """The images of a .rec/.idx pair as insightface lays them out.
 
     root_or_rec: a folder with train.rec and train.idx, or the .rec file itself with its .idx beside it.
-    num_classes: the number of identities; None takes it from record 0, the `property` file beside the .rec, or the largest label.
-    recordio_backend: "builtin" or "mxnet".
+    num_classes: the number of identities; None takes the largest that record 0, the `property` file beside the .rec and the labels
+    speak of. recordio_backend: "builtin" or "mxnet".
 
     Record 0 is a header if it has labels and no image: the images are then keys 1 .. label[0] - 1 and there are label[1] - label[0]
-    identities. Without a header all keys are images, in the order of the index. Where a record has several labels the first is the
-    identity. Raises InputError naming the file that cannot be used, or that says it has far more identities than images, and
-    RecordError naming file and key for damaged records, for labels that are not integers in [0, num_classes) and for images of another
-    size than the first one's.
+    identities, or more labels than that, if identities were left out. Without a header all keys are images, in the order of the index.
+    Where a record has several labels the first is the identity. Where there is no .idx, the .rec is read once for it. Raises InputError
+    naming the file that cannot be used, or that says it has far more identities than images, or the record whose label num_classes has
+    no room for; RecordError naming file and key for damaged records, for labels that are no integers from 0 on and for images of
+    another size than the first one's.
     """
 
     def __init__(self, root_or_rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin") -> None:
@@ -52,11 +57,19 @@ class RecordDataset(Dataset):
         rec = rec if rec.suffix == ".rec" else rec / "train.rec"
         if recordio_backend not in RECORD_FILES:
             raise InputError(f"recordio_backend is {recordio_backend!r}, expected one of {', '.join(RECORD_FILES)}")
-        self.file = RECORD_FILES[recordio_backend](rec, rec.with_suffix(".idx"))
-        self.keys, identities = self._image_keys()
-        if num_classes is not None and identities is not None and identities > num_classes:
+        idx = rec.with_suffix(".idx")
+        self.remarks = [] if idx.exists() or not rec.exists() else [
+            f"{idx}: there is no such file, so {rec} was read for what it would say; python -m utils.build_dataset idx --rec {rec} writes it"]
+        self.file = RECORD_FILES[recordio_backend](rec, None if self.remarks else idx)
+        self.keys, identities = image_keys(self.file)
+        if num_classes is not None and identities > num_classes:
             raise InputError(f"{rec}: {identities} identities, expected at most num_classes = {num_classes}")
-        self.num_classes = num_classes or identities or _property_classes(rec.parent / "property") or int(self.labels().max()) + 1
+        said = num_classes or max(identities, property_classes(rec.parent / "property"))
+        seen = labels_seen(self.file, self.keys, LABELS_CHECKED if said else len(self.keys))
+        self.identities_seen, largest = len(seen), max(seen, default=0)
+        self.num_classes = num_classes or max(said, largest + 1)
+        if largest >= self.num_classes:
+            raise self._no_room(self.file.name(seen[largest]), largest)
         if num_classes is None and self.num_classes > max(len(self.keys), SPARE_CLASSES):
             raise InputError(f"{rec}: {self.num_classes} identities, but {len(self.keys)} images; num_classes={self.num_classes} takes "
                              "them all the same")
@@ -76,9 +89,15 @@ class RecordDataset(Dataset):
         name = self.name(index)
         record = unpack(self.file.read(int(self.keys[index])), name)
         label = float(record.label[0]) if record.flag else record.label
-        if not (label.is_integer() and 0 <= label < self.num_classes):
+        if not (label.is_integer() and 0 <= label < MOST_LABELS):
             raise RecordError(f"{name}: label {label:g}, expected an integer in [0, {self.num_classes})")
+        if label >= self.num_classes:
+            raise self._no_room(name, int(label))
         return decode_image(record.image, name), int(label)
+
+    def _no_room(self, name: str, label: int) -> InputError:
+        """Of a number of classes that is too small: nothing is damaged, and leaving records out would leave out identities."""
+        return InputError(f"{name}: label {label}, expected an integer in [0, {self.num_classes}); num_classes={label + 1} has room for it")
 
     def name(self, index: int) -> str:
         """How messages call an image."""
@@ -87,25 +106,6 @@ class RecordDataset(Dataset):
     def fingerprint(self) -> str:
         """What tells these images from others: a SHA-256 of the index, hexadecimal."""
         return self.file.fingerprint()
-
-    def _image_keys(self) -> tuple[np.ndarray, int | None]:
-        """(keys of the images, number of identities or None)."""
-        header = unpack(self.file.read(0), self.file.name(0)) if 0 in self.file else None
-        if header is None or header.flag == 0 or len(header.image):
-            return self.file.keys, None
-        label = header.label.astype(np.float64)
-        if len(label) < 2 or not np.all(np.isfinite(label)) or label[0] < 2 or label[1] < label[0]:
-            raise InputError(f"{self.file.name(0)}: header labels {label[:4].tolist()}, expected the first key past the images and the "
-                             "first key past the identities")
-        if label[0] - 1 > len(self.file):
-            raise InputError(f"{self.file.name(0)}: the header promises {label[0] - 1:.0f} images, but {self.file.idx_path} has only "
-                             f"{len(self.file)} entries")
-        keys = np.arange(1, int(label[0]))
-        missing = np.setdiff1d(keys, self.file.keys)
-        if len(missing):
-            raise InputError(f"{self.file.idx_path}: key {missing[0]} is not in the index, but the header in key 0 promises "
-                             f"{len(keys)} images")
-        return keys, int(label[1] - label[0]) or None
 
     def labels(self) -> np.ndarray:
         """The identity of each image, int64."""
@@ -124,7 +124,8 @@ class ImageFolderFaces(Dataset):
     """
 
     def __init__(self, root: PathLike, num_classes: int | None = None) -> None:
-        self.samples, self.classes = _labelled_files(root)
+        self.samples, self.classes = labelled_images(root)
+        self.identities_seen = len(self.classes)
         self.num_classes = num_classes or len(self.classes)
         if len(self.classes) > self.num_classes:
             raise InputError(f"{root}: {len(self.classes)} identities, expected at most num_classes = {self.num_classes}")
@@ -165,27 +166,6 @@ class ImageFolderFaces(Dataset):
             raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _labelled_files(root: PathLike) -> tuple[list[tuple[str, int]], list[str]]:
-    """([(path, label), ...], names of identities) in ImageFolder's order. Links to folders inside those of identities are not followed,
-    as ImageFolder does: there may be no end to them."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    try:
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    except OSError as error:
-        raise InputError(f"{root}: not a folder of image folders: {error.strerror}") from None
-    samples = []
-    for label, name in enumerate(classes):
-        found = [os.path.join(folder, file) for folder, _, files in sorted(os.walk(os.path.join(root, name))) for file in sorted(files)
-                 if file.lower().endswith(IMG_EXTENSIONS)]
-        if not found:
-            raise InputError(f"{root}: not a folder of image folders: no images in {name}")
-        samples += [(path, label) for path in found]
-    if not samples:
-        raise InputError(f"{root}: not a folder of image folders: no folders in it")
-    return samples, classes
-
-
 def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> tuple[int, int]:
     """(height, width) of the first image, or, where that is damaged, of the next one."""
     reasons = []
@@ -205,9 +185,11 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
     path = Path(rec)
     if path.suffix == ".rec" or (path / "train.rec").is_file() or (path / "train.idx").is_file():
         return RecordDataset(path, num_classes, recordio_backend)
-    if path.is_dir() and any(entry.is_dir() for entry in os.scandir(path)):
+    if path.is_dir() and folders_in(path):
         return ImageFolderFaces(path, num_classes)
-    found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+    images = path.is_dir() and files_under(path, IMG_EXTENSIONS)
+    found = f"holds images itself, so it may be {path.parent} that is meant" if images else "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
                      "for each identity, or the word synthetic")
 
@@ -295,15 +277,3 @@ def published_dataloader(root_dir: PathLike, local_rank: int, batch_size: int, d
         raise InputError("dali=True: there is no DALI pipeline here, expected False")
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     return DeviceLoader(get_dataloader(get_dataset(root_dir), batch_size, seed=seed, num_workers=num_workers), device)
-
-
-def _property_classes(path: Path) -> int | None:
-    """The number of identities of a `property` file ("classes,height,width"); None where there is no such file."""
-    if not path.is_file():
-        return None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        text = file.read(1000).strip()
-    first = text.split(",")[0].strip()
-    if not (first.isascii() and first.isdigit() and 0 < int(first) < 2**31):
-        raise InputError(f"{path}: {text[:60]!r}, expected classes,height,width")
-    return int(first)

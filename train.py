@@ -40,7 +40,7 @@ from utils.distributed import barrier, distribute, locally, process_group, rank,
 from utils.faults.guard import StepGuard, poisoned
 from utils.faults.lockstep import STOPPED, Interrupted
 from utils.faults.run import Run
-from utils.loader import spare_workers
+from utils.loader import spare_workers as workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
 from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
@@ -61,7 +61,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     fp16 = precision == "fp16"
 
     dataset = training_set(cfg)
-    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=spare_workers(cfg.num_workers),
+    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
                             skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
     total_steps = cfg.num_epoch * len(loader)
     network = build_network(cfg).to(device)
@@ -81,7 +81,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
     verification = verification_of(cfg, dataset.image_size, run)
     init_logging(rank(), cfg.output, "training")
     verification.writer = writer = tensorboard(Path(cfg.output) / "tensorboard")
-    describe(cfg, run, device, precision, total_steps, network, verification)
+    describe(cfg, run, device, precision, total_steps, network, verification, dataset)
     log = CallBackLogging(cfg.frequent, total_steps, cfg.batch_size // world_size(), run.step, writer)
     meters = loss_mean, norm_mean, regulariser_mean = [AverageMeter() for _ in range(3)]
 
@@ -207,6 +207,8 @@ def training_set(cfg: EasyDict) -> Dataset:
     dataset = get_dataset(cfg.rec, cfg.num_classes, cfg.recordio_backend)
     if cfg.num_image not in (None, len(dataset)):
         raise InputError(f"setting num_image={cfg.num_image}: {cfg.rec} has {len(dataset)} images")
+    if getattr(dataset, "identities_seen", dataset.num_classes) < 2:
+        raise InputError(f"setting rec={cfg.rec}: all {len(dataset)} images are of one identity, expected several to be told apart")
     return dataset
 
 
@@ -232,7 +234,7 @@ def settings_of(cfg: EasyDict, dataset: Dataset) -> dict:
 
 
 def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, total_steps: int, network: nn.Module,
-             verification: CallBackVerification) -> None:
+             verification: CallBackVerification, dataset: Dataset) -> None:
     """Head the log with the settings, the data and the machine."""
     for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)
@@ -241,7 +243,7 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
                 f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
-    for remark in run.checkpoints.remarks:
+    for remark in (*getattr(dataset, "remarks", ()), *run.checkpoints.remarks):
         LOGGER.warning(remark)
 
 

@@ -19,6 +19,7 @@ from backbones.registry import BACKBONES, Backbone, register
 from backbones.wrappers import DividedOutput, FlipAveraged, ScaledInput, averaged
 from utils import InputError
 from utils.checkpoint import is_plain, load_weights
+from utils.files import found_in
 
 __all__ = ["BACKBONES", "DividedOutput", "FlipAveraged", "ScaledInput", "adversarially_trained", "averaged", "backbone_names",
            "embedding_size", "get_backbone", "image_size", "input_scale", "is_lipschitz", "lipschitz_bound", "load_network", "naming",
@@ -33,7 +34,7 @@ def backbone_names() -> list[str]:
 
 def adversarially_trained(folder: "str | os.PathLike[str]" = "params") -> dict[str, dict[str, str]]:
     """{name: {"backbone", "weights"}} of RobFR's checkpoints (the paper's Appendix E) that are in a folder, as {name}.pt or .pth."""
-    found = {path.stem: str(path) for path in sorted(Path(folder).glob("*.pt*"))}
+    found = {path.stem: str(path) for path in found_in(folder, "*.pt*")}
     names = ("PGD-Arc", "PGD-Cos", "TRADES-Arc", "TRADES-Cos")
     return {name: {"backbone": "ir_50", "weights": found[name]} for name in names if name in found}
 

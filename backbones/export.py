@@ -21,7 +21,8 @@ from backbones import averaged, embedding_size, image_size, is_lipschitz, load_n
 from backbones.bounds import lipschitz_bound
 from backbones.proof import folded_layers
 from utils import InputError, checkpoint, one_line
-from utils.files import atomic_write
+from utils.files import atomic_write, with_homes
+from utils.remarks import warnings_as_lines
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
 
@@ -111,6 +112,7 @@ def _size(text: str) -> int:
     return int(text)
 
 
+@warnings_as_lines()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
@@ -121,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="size of the images (default: that of the network)")
     parser.add_argument("--flip", choices=("none", "average"), default="none",
                         help="average: embeddings are means over an image and its mirror image (default none)")
-    args = parser.parse_args(argv)
+    args = with_homes(parser.parse_args(argv))
     try:
         if not is_lipschitz(args.backbone):
             raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")

@@ -7,11 +7,12 @@ import argparse
 import importlib
 import pkgutil
 import sys
-import warnings
 from collections.abc import Sequence
 
 import eval.commands
 from utils import InputError, RunError, one_line
+from utils.files import with_homes
+from utils.remarks import warnings_as_lines
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -24,10 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in pkgutil.iter_modules(eval.commands.__path__, "eval.commands."):
         getattr(importlib.import_module(module.name), "declare", lambda commands: None)(commands)
-    args = parser.parse_args(argv)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries: nothing that a user here can act on
-        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
+    args = with_homes(parser.parse_args(argv))
+    with warnings_as_lines():
         try:
             return _run(args)
         except (InputError, RunError, OSError) as error:

@@ -30,6 +30,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
+from utils.files import found_in
 from utils.precision import full_precision
 
 
@@ -199,7 +200,7 @@ def keep_attacks(folder: Path, fresh: Records) -> Records:
         return fresh
     found = results.read_records(folder)
     attacked = found.summary.get("attacks", {})
-    if not attacked and not any(folder.glob("audit*.json")):
+    if not attacked and not found_in(folder, "audit*.json"):
         return fresh
     provenance.refuse_others(place, found.summary, provenance.fingerprint(fresh.summary))
     for name, table, old in ((results.PAIRS, fresh.pairs, found.pairs), (results.IMAGES, fresh.images, found.images)):

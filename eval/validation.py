@@ -8,6 +8,7 @@ from torch import nn
 from eval.verification import PairSet, embed_images, norms, pair_cosines, read_bin, ten_fold_accuracy
 from utils import InputError
 from utils.distributed import rank
+from utils.files import found_in
 from utils.images import decode_image
 
 
@@ -17,7 +18,7 @@ def validations(names: Sequence[str] | None, folder: str | Path, image_size: Seq
     Raises InputError for names without a file, and for files that `verify` could not use: where an image cannot be decoded or is not of
     `image_size` (height, width), and where there are too few pairs for the 10-fold accuracy.
     """
-    found = {path.stem: path for path in sorted(Path(folder).glob("*.bin"))}
+    found = {path.stem: path for path in found_in(folder, "*.bin")}
     wanted = list(found) if names is None else list(names)
     missing = sorted(set(wanted) - found.keys())
     if missing:

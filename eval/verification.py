@@ -77,7 +77,8 @@ class PairSet:
 def read_bin(path: str | os.PathLike[str], unique: str = "bytes") -> PairSet:
     """Read a .bin: the pickle of (images, issame), two images a pair, pair k being images 2k and 2k + 1.
 
-    Images are encoded (bytes, or uint8 arrays of the encoded bytes) or decoded (uint8 arrays [H, W, 3] in RGB). Two are one image where
+    Images are encoded (bytes, or uint8 arrays [N] or [N, 1] of the encoded bytes) or decoded (uint8 arrays [H, W, 3] in RGB, or [H, W] and
+    [H, W, 1] in grey), labels are booleans or 0 and 1, also as floats; lists, tuples and arrays hold them. Two are one image where
     their bytes are the same, and nothing is decoded here; unique="pixels": where their pixels are. Pickles of Python 2 and 3 are read,
     plain data only. Raises OSError where the file cannot be read, InputError where it is no such file or, for "pixels", an image cannot be
     decoded.
@@ -85,14 +86,21 @@ def read_bin(path: str | os.PathLike[str], unique: str = "bytes") -> PairSet:
     if unique not in ("bytes", "pixels"):
         raise InputError(f"unique is {unique!r}, expected bytes or pixels")
     content = load_plain(path)
+    if isinstance(content, np.ndarray) and content.shape == (2,) and content.dtype == object:
+        content = content.tolist()
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise InputError(f"{path}: not a .bin of image pairs: expected (images, issame), found {_describe(content)}")
     images, same = (_elements(path, what, part) for what, part in zip(("images", "issame"), content))
     if len(images) != 2 * len(same) or not same:
         raise InputError(f"{path}: {len(images)} images for {len(same)} labels, expected two for each, and some")
+    same = [label.item() if isinstance(label, np.ndarray) and label.size == 1 else label for label in same]
     if bad := [number for number, label in enumerate(same) if not _is_boolean(label)]:
         raise InputError(f"{path}: label {bad[0]}: expected True or False, found {_describe(same[bad[0]])}")
-    encoded = [_encoded(path, place, image) for place, image in enumerate(images)]
+    made: dict[int, bytes] = {}  # by identity: what a file names again and again is not copied as often
+    for place, image in enumerate(images):
+        if id(image) not in made:
+            made[id(image)] = _encoded(path, place, image)
+    encoded = [made[id(image)] for image in images]
     keys = encoded if unique == "bytes" else _digests(path, encoded)
     numbers: dict[bytes, int] = {}
     order = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
@@ -123,19 +131,20 @@ def _describe(value: Any) -> str:
 
 
 def _is_boolean(label: Any) -> bool:
-    return isinstance(label, (bool, int, np.bool_, np.integer)) and label in (0, 1)
+    return isinstance(label, (bool, int, float, np.bool_, np.integer, np.floating)) and label in (0, 1)
 
 
 def _encoded(path: Any, place: int, image: Any) -> bytes:
     if isinstance(image, (bytes, bytearray)):
         return bytes(image)
-    shape = image.shape if isinstance(image, np.ndarray) and image.dtype == np.uint8 else ()
-    if len(shape) == 1:
+    shape = image.shape if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size else ()
+    if len(shape) == 1 or len(shape) == 2 and 1 in shape:  # [N, 1]: of OpenCV's imencode before 4.5.4
         return image.tobytes()
-    if len(shape) == 3 and shape[2] == 3 and image.size:
+    image = image[:, :, None] if len(shape) == 2 else image
+    if len(shape) == 2 or len(shape) == 3 and shape[2] in (1, 3):
         # losslessly, so that everything past here sees encoded images only
-        return encode_image(torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous(), "png")
-    raise InputError(f"{path}: image {place}: expected encoded bytes or a uint8 array, found {_describe(image)}")
+        return encode_image(torch.from_numpy(np.broadcast_to(image, (*shape[:2], 3)).copy()).permute(2, 0, 1).contiguous(), "png")
+    raise InputError(f"{path}: image {place}: expected encoded bytes or a uint8 array [H, W, 3] or [H, W], found {_describe(image)}")
 
 
 def resized(pair_set: PairSet, size: Sequence[int]) -> PairSet:

@@ -403,12 +403,12 @@ def test_get_dataset(folder, tmp_path):
     (tmp_path / "rec").mkdir()
     write(tmp_path / "rec", {1: image_record(0.0, 1)})
     assert all(isinstance(get_dataset(path), RecordDataset) for path in (tmp_path / "rec", tmp_path / "rec" / "train.rec"))
-    (tmp_path / "rec" / "train.idx").unlink()
+    (tmp_path / "rec" / "train.rec").unlink()
     (tmp_path / "empty").mkdir()
     (folder / "b").rename(tmp_path / "b")
     (folder / "b").mkdir()
     for rec, words in [("nowhere", "rec=nowhere: does not exist; expected .* synthetic"), (tmp_path / "empty", "has neither"),
-                       (tmp_path / "rec", "train.idx: there is no such file"), (folder, "not a folder of image folders")]:
+                       (tmp_path / "rec", "train.rec: there is no such file"), (folder, "not a folder of image folders")]:
         with pytest.raises(InputError, match=words):
             get_dataset(rec)
 

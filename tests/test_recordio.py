@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from utils import InputError
-from utils.recordio import (MAGIC, IndexedRecordFile, MXNetRecordFile, RecordWriter, _read_index, import_mxnet, pack,
+from utils.record_index import read_index
+from utils.recordio import (MAGIC, IndexedRecordFile, MXNetRecordFile, RecordWriter, import_mxnet, pack,
                             unpack)
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -243,7 +244,7 @@ def test_index_that_disagrees(tmp_path, idx, words):
 
 def test_index_with_other_line_ends(tmp_path):
     (tmp_path / "x.idx").write_bytes(b"4\t0\r\n2\t12")
-    keys, offsets = _read_index(str(tmp_path / "x.idx"))
+    keys, offsets = read_index(str(tmp_path / "x.idx"))
     assert keys.tolist() == [4, 2] and offsets.tolist() == [0, 12]
 
 

@@ -191,7 +191,7 @@ def _deep(depth):
     (pickle.dumps(7), "found int"), (pickle.dumps(([], [], [])), "tuple of 3"), (pickle.dumps(([], [])), "0 images"),
     (pickle.dumps(([b"a"] * 3, [True])), "3 images for 1 labels"), (pickle.dumps(([b"a", "b"], [True])), "image 1"),
     (pickle.dumps(([b"a", 1.5], [True])), "found float"), (pickle.dumps(([b"a"] * 2, ["yes"])), "label 0"),
-    (pickle.dumps(([b"a"] * 4, [True, 2])), "label 1"), (pickle.dumps(([b"a"] * 2, [0.0])), "label 0"),
+    (pickle.dumps(([b"a"] * 4, [True, 2])), "label 1"), (pickle.dumps(([b"a"] * 2, [0.5])), "label 0"),
     (pickle.dumps((b"ab", [True])), "images"), (pickle.dumps(([b"a"] * 2, True)), "issame"),
     (pickle.dumps(([np.zeros(3, np.float32)] * 2, [True])), "array [3] of float32"),
     (pickle.dumps(_recursive()), "list of 1"), (pickle.dumps((_recursive() * 2, [True])), "image 0"),

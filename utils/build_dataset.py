@@ -2,9 +2,10 @@
 
     python -m utils.build_dataset rec --images FOLDER --out PREFIX       FOLDER/<identity>/<image> -> PREFIX.rec, .idx, property
     python -m utils.build_dataset bin --pairs LIST --images FOLDER --out FILE.bin
+    python -m utils.build_dataset idx --rec FILE.rec                     the FILE.idx of a FILE.rec that has none
 
-LIST has a line for each pair: the paths of two images relative to FOLDER, and 1 (same identity) or 0, separated by blanks, or by
-tabs where paths hold blanks.
+LIST has a line for each pair: the paths of two images relative to FOLDER, and 1 or True (same identity), 0 or False, separated by blanks,
+or by tabs or commas where paths hold blanks. Or it is LFW's own pairs.txt, with FOLDER/NAME/NAME_0001.jpg (or another format).
 """
 import argparse
 import pickle
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Sequence
 
 from utils import InputError, one_line
-from utils.files import atomic_write, read_file
+from utils.files import atomic_write, read_file, text_of, with_homes
+from utils.pair_lists import parse_pairs
 
 # Labels are float32: past this the header could not tell neighbouring keys apart.
 MAX_RECORDS = 2**24
@@ -53,11 +55,21 @@ def build_bin(pairs: Path, images: Path, out: Path, size: int | None = None, pro
     """
     encoder = _Encoder("png", 0, size)
     encoded, same = [], []
-    for left, right, label in _bar(_read_pairs(pairs), progress):
+    for left, right, label in _bar(parse_pairs(text_of(_read(pairs)), str(pairs), images), progress):
         encoded += [encoder(images / left), encoder(images / right)]
         same.append(label)
     write_bin(out, encoded, same)
     return len(same)
+
+
+def build_idx(rec: Path) -> int:
+    """Write the .idx beside a .rec; returns the number of records. Raises InputError where there is one, or the .rec is damaged."""
+    from utils.record_index import write_index
+
+    idx = rec.with_suffix(".idx")
+    if idx.exists():
+        raise InputError(f"{idx}: there is one already, expected none")
+    return write_index(str(rec), str(idx))
 
 
 def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
@@ -102,34 +114,10 @@ def _resized(image, size: tuple[int, int]):
 
 
 def _labelled_images(root: Path) -> tuple[list[tuple[Path, int]], int]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    from utils.image_folders import labelled_images
 
-    if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder")
-    folders = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda folder: folder.name)
-    samples = []
-    for label, folder in enumerate(folders):
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
-        if not files:
-            raise InputError(f"{folder}: no images, expected at least one for each identity ({', '.join(IMG_EXTENSIONS)})")
-        samples += [(path, label) for path in files]
-    if not samples:
-        raise InputError(f"{root}: no folders, expected a folder of images for each identity")
-    return samples, len(folders)
-
-
-def _read_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    pairs = []
-    for number, line in enumerate(_read(path).decode("utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != 3 or fields[2].strip() not in ("0", "1"):
-            raise InputError(f"{path}: line {number} is {line[:80]!r}, expected two paths and 0 or 1")
-        pairs.append((fields[0], fields[1], fields[2].strip() == "1"))
-    if not pairs:
-        raise InputError(f"{path}: no pairs")
-    return pairs
+    samples, identities = labelled_images(root)
+    return sorted(((Path(path), label) for path, label in samples), key=lambda sample: (sample[1], sample[0])), len(identities)
 
 
 def _read(path: Path) -> bytes:
@@ -160,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--pairs", type=Path, required=True, help="file with a line `path1 path2 0|1` for each pair")
     pairs.add_argument("--images", type=Path, required=True, help="folder the paths are relative to")
     pairs.add_argument("--out", type=Path, required=True, help="the file to write")
+    index = commands.add_parser("idx", help="the index of a .rec that has none")
+    index.add_argument("--rec", type=Path, required=True, help="the .rec file; its .idx is written beside it")
     for command in (rec, pairs):
         command.add_argument("--size", type=_pixels, help="resize images to this many pixels a side (default: all must be equal)")
     return parser
@@ -173,11 +163,13 @@ def _pixels(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status (2 for input that cannot be used)."""
-    options = _parser().parse_args(arguments)
+    options = with_homes(_parser().parse_args(arguments))
     try:
         if options.command == "rec":
             count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
             print(f"{options.out}.rec: {count} images of {identities} identities")
+        elif options.command == "idx":
+            print(f"{options.rec.with_suffix('.idx')}: {build_idx(options.rec)} records")
         else:
             print(f"{options.out}: {build_bin(options.pairs, options.images, options.out, options.size, progress=True)} pairs")
     except (InputError, OSError) as error:

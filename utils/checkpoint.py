@@ -1,8 +1,9 @@
 """Checkpoints: plain state dicts, read without running code and checked before anything is changed."""
+import contextlib
 import os
 import pickle
 import warnings
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from utils import InputError
 from utils.untrusted import torchfile
 from utils.files import atomic_write
+from utils.foreign_weights import is_safetensors, is_state, load_safetensors, renamed, unwrapped, with_counters
 
 _NETWORK = "network"  # the key of what a state dict says of its network, in the metadata of its root
 _LONGEST = 300  # characters of a text in it
@@ -29,12 +31,15 @@ def save(path: "str | os.PathLike[str]", content: Any) -> None:
 
 
 def load(path: "str | os.PathLike[str]", device: "torch.device | str" = "cpu", whole: bool = False) -> Any:
-    """Read a file of torch.save with weights_only=True: tensors and plain containers, never code, and no more than the file has.
+    """Read a file of torch.save with weights_only=True, tensors and plain containers, never code, and no more than the file has; or one
+    of safetensors, by its library.
 
     whole: compare it with the checksums that torch wrote. Raises InputError naming the file where it is missing, truncated, not a
     checkpoint, or holds anything else.
     """
     try:
+        if is_safetensors(path):
+            return load_safetensors(path, device)
         torchfile.check(path, whole)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats make torch.load warn about itself; what matters is said by the error
@@ -84,21 +89,24 @@ def network_of(state: Any, path: "str | os.PathLike[str]" = "state dict") -> "tu
 
 def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
                  accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
-    """Load a state dict file into `module`, strictly; keys may carry the `module.` prefix that DDP adds.
+    """Load a state dict file into `module`, strictly.
+
+    What other tools put around a state dict (one wrapper, prefixes of all names), or left out of it (BatchNorm's counters), is seen to
+    with a warning that says so: see foreign_weights.py.
 
     accept: is called with name and arguments of the network where the file says them (`save_weights`), and raises InputError for another
     one. Raises InputError naming the file and the first missing, unexpected or wrongly shaped entries; the module is then unchanged.
     """
-    state = load(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    state, remarks = unwrapped(load(path))
+    if not is_state(state):
         raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
     if (found := network_of(state, path)) and accept is not None:
-        try:
+        with _naming(path):
             accept(*found)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}
     expected = module.state_dict()
+    with _naming(path):
+        state, more = renamed(state, expected)
+    state, without = with_counters(state, expected)
     problems = []
     for what, keys in (("missing", expected.keys() - state.keys()), ("unexpected", state.keys() - expected.keys())):
         if keys:
@@ -110,6 +118,16 @@ def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
     if problems:
         raise InputError(f"{path}: not a checkpoint of {type(module).__name__}: {'; '.join(problems)}")
     module.load_state_dict({key: value.reshape(expected[key].shape) for key, value in state.items()}, strict=True)
+    for remark in (*remarks, *more, *without):
+        warnings.warn(f"{path}: {remark}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _naming(path: "str | os.PathLike[str]") -> "Iterator[None]":
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _fits(key: str, value: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -1,12 +1,14 @@
-"""Files that are either whole or not there: atomic writing and fingerprints."""
+"""Files that are either whole or not there: atomic writing and fingerprints; what is in a folder, and what a file is."""
+import argparse
 import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
-from typing import IO, Iterator
+from typing import IO, Any, Iterator
 
 from utils import InputError
 
@@ -52,6 +54,86 @@ def remove_unfinished(folder: str | os.PathLike[str], names: str) -> None:
         path.unlink(missing_ok=True)
 
 
+# what systems and tools put into folders by themselves, in small letters; names that begin with a dot are theirs as well
+_LEFT_BY_TOOLS = {"__macosx", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "$recycle.bin",
+                  "system volume information", "lost+found", "lost.dir", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
+                  "icon\r", "__pycache__"}
+
+
+def is_left_by_tools(name: str) -> bool:
+    """Whether a file or folder of that name is none of the user's: .DS_Store, ._lfw.bin, .ipynb_checkpoints, __MACOSX, Thumbs.db, ..."""
+    return name.startswith((".", "~$")) or name.casefold() in _LEFT_BY_TOOLS
+
+
+def found_in(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
+    """What matches a pattern in a folder ("*.bin", "*/summary.json"), sorted, without what tools left there (`is_left_by_tools`)."""
+    folder = Path(folder)
+    return sorted(path for path in folder.glob(pattern) if not any(map(is_left_by_tools, path.relative_to(folder).parts)))
+
+
+def folders_in(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in a folder, sorted, without those that tools left there. Raises OSError where it is none."""
+    return sorted(entry.name for entry in os.scandir(folder) if not is_left_by_tools(entry.name) and entry.is_dir())
+
+
+def files_under(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[str]:
+    """The paths of the files with these endings (small letters) in a folder and those inside it, by folder and name.
+
+    What tools left there is no file of it. Links to folders are not followed: there may be no end to them.
+    """
+    paths = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_left_by_tools(name)]
+        paths += [(place, name) for name in files if name.lower().endswith(endings) and not is_left_by_tools(name)]
+    return [os.path.join(place, name) for place, name in sorted(paths)]
+
+
+_KINDS = (
+    (rb"version https://git-lfs\.github\.com/", "a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+    (rb"\s*(?i:<!doctype html|<html|<head|<script)", "an HTML page: the download gave a web page in its place"),
+    (rb"\s*(?i:<\?xml|<error)", "an XML text: the download may have given an answer in its place"),
+    (rb"\xff\xd8\xff", "a JPEG"), (rb"\x89PNG\r\n\x1a\n", "a PNG"), (rb"GIF8[79]a", "a GIF"), (rb"RIFF....WEBP", "a WebP"),
+    (rb"II\*\0|MM\0\*", "a TIFF"), (rb"....ftyp(?:hei|hev|mif1|avif)", "a HEIF or AVIF image"),
+    (rb"\x1f\x8b", "a gzip archive: gunzip unpacks it"), (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"), (rb"Rar!\x1a\x07", "a RAR archive"),
+    (rb"BZh[1-9]", "a bzip2 archive"), (rb"\xfd7zXZ\0", "an xz archive"), (rb"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (rb"PK\x03\x04|PK\x05\x06", "a zip archive"), (rb".{257}ustar", "a tar archive"), (rb"\x93NUMPY", "an array of numpy (.npy)"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file"), (rb"\x0a\x23\xd7\xce", "a RecordIO file"),
+    (rb"\0\x05\x16[\0\x07]", "what macOS keeps beside a file (AppleDouble)"), (rb"%PDF", "a PDF"), (rb"\s*[{\[]\s*[\"{\[]", "a JSON text"))
+
+
+def kind_of(start: bytes) -> str:
+    """What a file with this beginning (300 bytes are enough) seems to be; "" where that cannot be said."""
+    if not start.strip(b"\0"):
+        return "zeros, as a download or a copy that broke off leaves them" if start else ""
+    return next((kind for pattern, kind in _KINDS if re.match(pattern, start[:300], re.DOTALL)), "")
+
+
+def is_a(start: bytes) -> str:
+    """`kind_of` as a remark for a message: " (a JPEG)", or ""."""
+    kind = kind_of(start[:300])
+    return f" ({kind})" if kind else ""
+
+
+def at_home(value: Any) -> Any:
+    """A path that begins with ~/ or ~name/ with the home folder that a shell would have put there; other values as they are."""
+    text = os.fspath(value) if isinstance(value, Path) else value
+    if not isinstance(text, str) or not text.startswith("~") or "/" not in text and text != "~":
+        return value
+    return type(value)(os.path.expanduser(text)) if isinstance(value, Path) else os.path.expanduser(text)
+
+
+def with_homes(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a command line with `at_home` of each, and of each element of a list."""
+    for name, value in vars(args).items():
+        setattr(args, name, [at_home(item) for item in value] if isinstance(value, list) else at_home(value))
+    return args
+
+
+def text_of(data: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 where it begins with the mark of that; a mark is no part of it. Raises nothing."""
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -65,7 +147,7 @@ def require_file(path: str | os.PathLike[str]) -> int:
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a regular file")
+        raise InputError(f"{path}: not a regular file{', but a folder' * stat.S_ISDIR(status.st_mode)}")
     return status.st_size
 
 

@@ -18,9 +18,9 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from utils import InputError, RecordError
-from utils.files import atomic_write
+from utils.files import atomic_write, is_a
+from utils.record_index import MAGIC, read_index, scan
 
-MAGIC = 0xCED7230A
 MAX_LENGTH = 2**29 - 1
 # The parts of a record are joined in a Python loop; a crafted file could hold a hundred million empty ones.
 MAX_PARTS = 2**20
@@ -68,7 +68,7 @@ def pack(label: float | Sequence[float] | np.ndarray, identifier: int = 0, image
 
 
 class IndexedRecordFile:
-    """Random access to the records of a .rec file.
+    """Random access to the records of a .rec file; idx_path: None reads all of it once for what an index would say (`scan`).
 
     keys: int64 [N] in the order of the index file. The file is opened on first use in each process, so that objects can be pickled
     and used in forked or spawned workers; reading at a place, not through a memory map, turns a file that shrinks or a disk that
@@ -76,16 +76,13 @@ class IndexedRecordFile:
     keys or offsets twice or points out of the file, and where the last record is cut short or followed by one that is not in the index.
     """
 
-    def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
-        self.rec_path, self.idx_path = str(rec_path), str(idx_path)
-        for path in (self.rec_path, self.idx_path):
+    def __init__(self, rec_path: PathLike, idx_path: PathLike | None) -> None:
+        self.rec_path, self.idx_path = str(rec_path), f"{rec_path}, read without an index" if idx_path is None else str(idx_path)
+        for path in (self.rec_path,) if idx_path is None else (self.rec_path, self.idx_path):
             if not os.path.isfile(path):
                 raise InputError(f"{path}: there is no such file")
         self.size, self._file = os.path.getsize(self.rec_path), None
-        if os.path.getsize(self.idx_path) > _INDEX_LINE * (1 + self.size // _FRAME.size):
-            raise InputError(f"{self.idx_path}: {os.path.getsize(self.idx_path)} bytes are more entries than {self.rec_path} can have "
-                             f"records, with {self.size} bytes")
-        self.keys, offsets = _read_index(self.idx_path)
+        self.keys, offsets = scan(self.rec_path) if idx_path is None else self._read_index()
         self._check_offsets(self.keys, offsets)
         by_key = np.argsort(self.keys, kind="stable")
         self._sorted_keys = self.keys[by_key]
@@ -181,11 +178,21 @@ class IndexedRecordFile:
             return RecordError(f"{self.name(key)}: ends at byte {end}, but the file has {self.size}: truncated")
         return RecordError(f"{self.name(key)}: ends at byte {end}, but the index has the next record at {limit}: they overlap")
 
+    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
+        size = os.path.getsize(self.idx_path)
+        if size > _INDEX_LINE * (1 + self.size // _FRAME.size):
+            raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} bytes")
+        return read_index(self.idx_path)
+
+    def _beginning(self) -> bytes:
+        with open(self.rec_path, "rb") as file:
+            return file.read(300)
+
     def _check_offsets(self, keys: np.ndarray, offsets: np.ndarray) -> None:
         wrong = np.flatnonzero((offsets % 4 != 0) | (offsets < 0) | (offsets > self.size - _FRAME.size))
         if len(wrong):
             raise InputError(f"{self.idx_path}: key {keys[wrong[0]]} has offset {offsets[wrong[0]]}, expected a multiple of 4 up to "
-                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes)")
+                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes{is_a(self._beginning())})")
 
     def _check_unique(self, values: np.ndarray, what: str) -> None:
         twice = np.flatnonzero(values[1:] == values[:-1])
@@ -224,8 +231,11 @@ class _Window:
 class MXNetRecordFile(IndexedRecordFile):
     """The same interface, the records read by MXNet's own MXIndexedRecordIO (reopened in each process)."""
 
-    def __init__(self, rec_path: PathLike, idx_path: PathLike) -> None:
+    def __init__(self, rec_path: PathLike, idx_path: PathLike | None) -> None:
         import_mxnet()
+        if idx_path is None:
+            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec {rec_path} "
+                             "writes one")
         super().__init__(rec_path, idx_path)
         self._reader, self._pid = None, None
 
@@ -304,29 +314,3 @@ def _aligned_magic(payload: bytes) -> list[int]:
             found.append(position)
         position = payload.find(_MAGIC_BYTES, position + 1)
     return found
-
-
-def _read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64, of an index file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about a file without data, which is an error below
-            warnings.simplefilter("error", DeprecationWarning)  # numpy 1.26 still takes "1e1" for an integer, with a warning
-            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", comments=None, ndmin=2)
-    except (ValueError, OverflowError, DeprecationWarning) as error:
-        raise InputError(f"{path}: {_bad_line(path) or error}") from None
-    if table.shape[1] != 2 or len(table) == 0:
-        raise InputError(f"{path}: {_bad_line(path) or 'no entries'}")
-    if table.min() < 0:
-        raise InputError(f"{path}: {_bad_line(path)}")
-    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
-
-
-def _bad_line(path: str) -> str | None:
-    """The first line that is not an entry; only looked for once something is wrong, as it is a Python loop over the lines."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.strip().split(b"\t")
-            if len(fields) != 2 or not all(field.isdigit() and len(field) < 19 for field in fields):
-                return f"line {number} is {line[:60]!r}, expected a key, a tab and an offset"
-    return None

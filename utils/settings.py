@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 from easydict import EasyDict
 
 from utils import InputError, one_line
+from utils.files import at_home
+from utils.remarks import warnings_as_lines
 
 # what settings that are None by default may be given
 _OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "emb_size": int, "init_weights": str, "device": str, "resume": str,
@@ -23,7 +25,7 @@ NO_NAMES: Mapping[str, Callable[[str], str]] = MappingProxyType({})
 def override(config: EasyDict, arguments: Sequence[str], names: Mapping[str, Callable[[str], str]] = NO_NAMES) -> EasyDict:
     """A copy of `config` with the `key=value` arguments put in.
 
-    Values are Python literals; text needs no quotes. An int may stand for a float. names: other projects' names of settings, each with a
+    Values are Python literals; text needs no quotes. An int may stand for a float. A path may begin with ~. names: other projects' names of settings, each with a
     function from the text of its value to the `key=value` meant; those in `config` hold over what it has under our own names. Raises
     InputError for an argument without "=", an unknown key (naming the nearest one), a key given twice, or a value of another type.
     """
@@ -43,14 +45,21 @@ def override(config: EasyDict, arguments: Sequence[str], names: Mapping[str, Cal
             raise InputError(f"setting {key!r} is given twice")
         given.add(key)
         settings[key] = _typed(key, text, defaults[key])
+    for key, value in settings.items():
+        settings[key] = at_home(value)
     return settings
 
 
 def require_known(key: str, settings: Mapping[str, Any]) -> None:
     """Raise InputError, with the nearest name, for a key that is none of the settings."""
     if key not in settings:
-        near = difflib.get_close_matches(key, settings, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
+        names = {name.casefold(): name for name in settings}
+        near, word = [names[name] for name in difflib.get_close_matches(key.casefold(), names, n=1)], key.rstrip("s").casefold()
+        alike = [name for name in settings if len(word) > 3 and word in name]
+        if len(alike) > 1:  # the nearest of several may be another one: of epochs that is save_epochs
+            hint = f"did you mean one of {', '.join(alike)}?"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(settings)}"
         raise InputError(f"setting {key[:60]!r} is not known; {hint}")
 
 
@@ -99,7 +108,8 @@ def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict,
         print(usage)
         return 0
     try:
-        work(override(config, arguments, names))
+        with warnings_as_lines():
+            work(override(config, arguments, names))
     except (InputError, OSError) as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2

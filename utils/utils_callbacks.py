@@ -11,7 +11,7 @@ from torch import nn
 from utils import InputError
 from utils import checkpoint
 from utils.distributed import gather_objects, rank, undistributed, world_size
-from utils.files import remove_unfinished
+from utils.files import found_in, remove_unfinished
 from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 from utils.untrusted.torchfile import check
 
@@ -107,7 +107,7 @@ class CallBackCheckpoint:
 
     def states(self) -> list[Path]:
         """The full states in the output folder, newest first."""
-        return sorted((path for path in self.output.glob("state_*.pt") if _step_of(path) >= 0), key=_step_of, reverse=True)
+        return sorted((path for path in found_in(self.output, "state_*.pt") if _step_of(path) >= 0), key=_step_of, reverse=True)
 
     def save_weights(self, name: str) -> None:
         """model_`name`.pt and header_`name`.pt: plain state dicts, which know the network that they are of (`built_as` of get_backbone).

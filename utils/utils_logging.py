@@ -176,8 +176,9 @@ MAX_ROWS = 2**19  # of all tables together, some hundred bytes each
 # every part is of bounded length or ends at a character that it cannot hold, so that the time is that of the file's size
 _NUMBER = r"(nan|-?inf|-?\d+(?:\.\d+)?)"
 _LINE = re.compile((
-    rf"-(?:Speed {_NUMBER} samples/sec +Loss {_NUMBER} +LearningRate {_NUMBER} +Epoch: (\d{{1,18}}) +Global Step: (\d{{1,18}}) .{{0,120}}?"
-    r"Feat Norm (nan|inf|\d+\.\d{4}) +Reg Loss (nan|-?inf|-?\d+\.\d{4})"  # all decimals: a torn number is none
+    rf"-(?:Speed {_NUMBER} samples/sec +Loss {_NUMBER}(?: +LearningRate {_NUMBER})? +Epoch: (\d{{1,18}}) +Global Step: (\d{{1,18}}) .{{0,120}}?"
+    # all decimals, and the whole of what ends a line: a torn number is none
+    r"(?:Feat Norm (nan|inf|\d+\.\d{4})(?: +Reg Loss (nan|-?inf|-?\d+\.\d{4})|(?=[ \t\r]*\n))|Required: -?(?:nan|inf|[\d.]{1,20}) hours(?=[ \t\r]*\n))"
     r"|\[(?P<target>[^\[\]\r\n]{1,200})\]\[(?P<at>\d{1,18})\](?:XNorm: (?P<xnorm>nan|inf|\d+\.\d{6})"
     r"|Accuracy-Flip: (?P<accuracy>nan|\d\.\d{5})\+-(?P<accuracy_std>nan|\d\.\d{5})"
     r"|Accuracy-Highest: (?P<highest>nan|\d\.\d{5})))").encode())
@@ -188,7 +189,8 @@ _VERIFICATION_TYPES = {"target": str, "step": int, "xnorm": float, "accuracy": f
 
 
 def read_training_log(path: str | Path) -> TrainingLog:
-    """Read a log of train.py, or of the published runs, with or without `Fp16 Grad Scale` and `Meet Loss`.
+    """Read a log of train.py, of the published runs, with or without `Fp16 Grad Scale` and `Meet Loss`, or of arcface_torch, whose lines
+    end after `Required: ... hours` and may lack `LearningRate`.
 
     Lines of other kinds, and lines that a crash cut short, are passed over. Where the steps of the losses, or those of the verifications,
     start anew from an earlier one, the run was resumed or begun again: what the log said from that step on is superseded. Raises
@@ -209,7 +211,7 @@ def read_training_log(path: str | Path) -> TrainingLog:
             last = {each: min(at, step) for each, at in last.items()}
         last[kind] = step
         if kind == "loss":
-            row = {name: float(value) for name, value in zip(_STEP_COLUMNS, found.groups())}
+            row = {name: math.nan if value is None else float(value) for name, value in zip(_STEP_COLUMNS, found.groups())}
             steps[step] = {**row, "step": step, "epoch": int(found[4])}
         else:
             target = found["target"].decode("utf-8", "replace")

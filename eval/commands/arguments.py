@@ -50,7 +50,7 @@ def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(Evaluation, name.lstrip("-").replace("-", "_"))
         said = " ".join(map(str, default)) if isinstance(default, tuple) else default
         parser.add_argument(name, default=argparse.SUPPRESS, help=text + ("" if default is None else f" (default {said})"), **how)
-    parser.add_argument("--bin", action="append", required=True, metavar="FILE", help=".bin file of pairs; repeatable")
+    parser.add_argument("--bin", action="extend", nargs="+", required=True, metavar="FILE", help=".bin files of pairs; repeatable")
     parser.add_argument("--out", required=True, metavar="DIR", help="results folder; with several .bin files one folder each inside it")
     parser.add_argument("--resize", action="store_true", help="bring images of another size to the one that the network takes")
     network_arguments(parser)

@@ -30,7 +30,8 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
     """
     steps, verification = log
     if steps.empty:
-        raise InputError("the log has no line with a loss: there is nothing to plot")
+        raise InputError("the log has no line with a loss (Speed ... samples/sec   Loss ...   Epoch: ...   Global Step: ...): there is nothing to "
+                         "plot")
     targets = list(dict.fromkeys(verification["target"]))
     if target is not None and target not in targets:
         raise InputError(f"the log verifies on {', '.join(targets) or 'nothing'}, not on {target}")
@@ -47,6 +48,8 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
         accuracy.plot(rows["step"], 100 * rows["accuracy"], **style)
         norm.plot(rows["step"], rows["xnorm"], **style)
     accuracy.set(ylabel="verification accuracy [%]")
+    if steps["feature_norm"].isna().all() and verification["xnorm"].isna().all():  # a log of arcface_torch
+        norm.text(0.5, 0.5, "not in the log", transform=norm.transAxes, ha="center", va="center")
     if norm_line is not None:
         norm.axhline(norm_line, color="black", linestyle="--", linewidth=1, label=f"norm {norm_line:g}")
     norm.set(ylabel=r"mean feature norm $\|f(x)\|$", ylim=(0, None))

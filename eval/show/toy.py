@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eval.show import published
 from eval.store import schema
 from utils import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, found_in
 
 FIGURE_2 = published.TOY_RUNS
 PathLike = str | os.PathLike[str]
@@ -72,7 +72,7 @@ def read_results(folder: PathLike) -> pd.DataFrame:
     norm and accuracy (0 to 1) are of the test images, train_norm and the losses are means over the steps of the epoch. Raises
     InputError where there is no results.csv, or one without these columns.
     """
-    paths = sorted(path for pattern in ("results.csv", "*/results.csv") for path in Path(folder).glob(pattern))
+    paths = sorted(path for pattern in ("results.csv", "*/results.csv") for path in found_in(folder, pattern))
     if not paths:
         raise InputError(f"{folder}: no results.csv in it or in its folders; train_toy.py makes them")
     results = pd.concat([_read(path, KEYS + MEASURED) for path in paths], ignore_index=True)

@@ -12,7 +12,7 @@ from eval.store import provenance, schema
 from eval.summary import Summary
 from eval.verification import PairSet
 from utils import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, found_in
 
 PAIRS, IMAGES, ATTACKS, SUMMARY, AUDIT = "pairs.csv", "images.csv", "attacks.csv", "summary.json", "audit.json"
 SOUND = ("radius_sound", "radius_u_sound")  # columns of the pairs and of the images that eval/audit/sound.py adds
@@ -59,7 +59,7 @@ def read_records(folder: str | os.PathLike[str], certified: bool = True) -> Reco
 def read_summaries(folder: str | os.PathLike[str]) -> dict[Path, Summary]:
     """The summaries in a results folder, or in the folders inside it, by folder. Raises InputError where there are none."""
     folder = Path(folder)
-    files = [folder / SUMMARY] if (folder / SUMMARY).is_file() else sorted(folder.glob(f"*/{SUMMARY}"))
+    files = [folder / SUMMARY] if (folder / SUMMARY).is_file() else found_in(folder, f"*/{SUMMARY}")
     if not files:
         raise InputError(f"{folder}: no {SUMMARY} in it or in the folders inside it")
     return {file.parent: schema.read_summary(file) for file in files}

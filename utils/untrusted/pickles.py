@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils import InputError
-from utils.files import require_file
+from utils.files import kind_of, require_file
 
 MAX_OPCODES = 2_000_000  # bounds time, and memory (about 100 bytes an object), for files made of tiny objects
 _EXPANSION = 2  # bytes that calls may make, in file sizes: no pickler needs more than text -> bytes -> array
@@ -33,13 +33,19 @@ _DIGITS = 64  # of a number written as text
 def load_plain(path: str | os.PathLike[str]) -> Any:
     """Unpickle `path` (protocols 0 to 5, Python 2 and 3; Python 2's str comes back as bytes).
 
-    Only bytes, str, bool, None, numbers, lists, tuples and numeric numpy arrays and scalars are built. Time and memory
-    are bounded by the size of the file. Raises OSError where it cannot be read and InputError, naming the file and the
+    Only bytes, str, bool, None, numbers, lists, tuples, and numpy arrays and scalars of numbers or bytes are built, and arrays of objects
+    that are one of these. Time and memory are bounded by the size of the file. Raises OSError where it cannot be read and InputError, naming the file and the
     byte, for anything else.
     """
     size = require_file(path)
     with open(path, "rb") as file:
-        return PlainUnpickler(file, size, str(path)).load()
+        try:
+            return PlainUnpickler(file, size, str(path)).load()
+        except InputError as error:
+            file.seek(0)
+            if kind := kind_of(file.read(300)):
+                raise InputError(f"{error}; the file seems to be {kind}") from None
+            raise
 
 
 class Refused(Exception):
@@ -47,12 +53,12 @@ class Refused(Exception):
 
 
 class _Dtype:
-    """A numeric numpy dtype under construction: its byte order arrives in a second step."""
+    """A numpy dtype of numbers, bytes or objects under construction: its byte order arrives in a second step."""
 
     def __init__(self, name: Any) -> None:
         name = name.decode("latin1") if isinstance(name, bytes) else name
-        if not isinstance(name, str) or not re.fullmatch(r"[|<>=]?(b1|[iu][1248]|f[248])", name):
-            raise Refused(f"numpy dtype {_short(name)}; only booleans, integers and floats are accepted")
+        if not isinstance(name, str) or not re.fullmatch(r"[|<>=]?(b1|[iu][1248]|f[248]|S[1-9]\d{0,8}|O8?)", name):
+            raise Refused(f"numpy dtype {_short(name)}; only booleans, integers, floats, bytes and objects are accepted")
         self.dtype = np.dtype(name)
 
     def build(self, state: Any) -> None:
@@ -100,6 +106,8 @@ def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
 
 
 def _scalar(dtype: Any, buffer: Any = b"") -> Any:
+    if isinstance(dtype, _Dtype) and dtype.dtype.kind == "S" and isinstance(buffer, bytes):
+        return buffer  # whole: numpy would take zeros off its end
     return _fill(np.empty(0, np.uint8), (1, (), dtype, False, buffer))[()]
 
 
@@ -107,16 +115,20 @@ def _fill(array: np.ndarray, state: Any) -> np.ndarray:
     """numpy's `ndarray.__setstate__` once everything it is given has been checked."""
     _, shape, dtype, fortran, buffer = state
     shape = (shape,) if isinstance(shape, int) else shape
-    if not isinstance(dtype, _Dtype) or not isinstance(buffer, (bytes, bytearray)) or not isinstance(shape, tuple):
-        raise Refused("a numpy array that is not of plain numbers")
+    holds = list if isinstance(dtype, _Dtype) and dtype.dtype.hasobject else (bytes, bytearray)
+    if not isinstance(dtype, _Dtype) or not isinstance(buffer, holds) or not isinstance(shape, tuple):
+        raise Refused("a numpy array that is not of plain data")
     if len(shape) > 8 or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise Refused("a numpy array of an impossible shape")
     count = 1
     for size in shape:
         count *= size
-    if count * dtype.dtype.itemsize != len(buffer):
-        raise Refused(f"a numpy array of {count} elements with {len(buffer)} bytes of data")
-    array.__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(buffer)))
+    size = 1 if holds is list else dtype.dtype.itemsize
+    if count * size != len(buffer):
+        raise Refused(f"a numpy array of {count} elements with {len(buffer)} {'objects' if holds is list else 'bytes of data'}")
+    if not count and max(shape) > MAX_OPCODES:
+        raise Refused("a numpy array of nothing with a shape of many")
+    array.__setstate__((1, shape, dtype.dtype, bool(fortran), list(buffer) if holds is list else bytes(buffer)))
     return array
 
 
@@ -155,10 +167,14 @@ class PlainUnpickler:
                 self._step(opcode)
             raise Refused(f"more than {MAX_OPCODES} opcodes")
         except Refused as error:
-            reason = str(error)
+            reason = f"{error}{' (inside an array of dtype object)' * self._holds_objects()}"
         except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
             reason = f"a damaged pickle ({type(error).__name__})"
         raise InputError(f"{self.name}: not {self.kind}: byte {self.size - self.left}: {reason}")
+
+    def _holds_objects(self) -> bool:
+        """Whether the elements of an array of objects are being made."""
+        return any(isinstance(item, _Dtype) and item.dtype.hasobject for level in (*self.marks, self.stack) for item in level)
 
     def _step(self, opcode: bytes) -> None:
         if opcode in _COUNTED_BYTES:

@@ -12,7 +12,7 @@ import zipfile
 from typing import Any, BinaryIO
 
 from utils import InputError
-from utils.files import require_file
+from utils.files import is_a, require_file
 from utils.untrusted.pickles import PlainUnpickler, Refused
 
 MAX_PICKLE = 2**26  # bytes; those of the published networks have thousands
@@ -33,14 +33,15 @@ def check(path: str | os.PathLike[str], whole: bool = False) -> None:
     """
     size = require_file(path)
     with open(path, "rb") as file:
-        start = file.read(len(_LEGACY))
+        beginning = file.read(300)
+        start = beginning[:len(_LEGACY)]
         file.seek(0)
         if start.startswith(_ZIP):
             _check_archive(file, size, str(path), whole)
         elif start == _LEGACY:
             _check_legacy(file, size, str(path))
         else:
-            raise InputError(f"{path}: {size} bytes beginning with {start[:8]!r}, not a file of torch.save, or damaged")
+            raise InputError(f"{path}: {size} bytes beginning with {start[:8]!r}{is_a(beginning)}, not a file of torch.save, or damaged")
 
 
 def _check_archive(file: BinaryIO, size: int, path: str, whole: bool) -> None:
