@@ -6,14 +6,13 @@
     for images, labels in loader:                             # uint8 [128, 3, H, W], int64 [128]
         images = to_float(images, device)                     # [-0.5, 0.5]
 
-Every dataset gives (uint8 tensor [3, H, W], int label) and has `num_classes`, `image_size` = (H, W), `labels()` of all images without
-decoding them, a `fingerprint()` and a length.
+What every dataset has is said by `Faces`.
 """
 import hashlib
 import os
 from functools import singledispatch
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +34,22 @@ SPARE_CLASSES = 2**17
 # So many labels are read before training, evenly spread; the others are looked at when their images are.
 LABELS_CHECKED = 2**16
 RECORD_FILES = {"builtin": IndexedRecordFile, "mxnet": MXNetRecordFile}
+
+
+class Faces(Protocol):
+    """A dataset: (uint8 tensor [3, H, W], int label) by number; image_size is (H, W)."""
+    num_classes: int
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]: ...
+
+    def labels(self) -> np.ndarray:
+        """The identity of each image, int64, without decoding any."""
+
+    def fingerprint(self) -> str:
+        """What tells these images from others."""
 
 
 class RecordDataset(Dataset):
@@ -177,7 +192,7 @@ def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: i
     raise reasons[0]
 
 
-def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin", seed: int = 0) -> Dataset:
+def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin", seed: int = 0) -> Faces:
     """The dataset that `rec` names: "synthetic", a .rec file or a folder with train.rec, or a folder with a folder of images for
     each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for."""
     if str(rec) == "synthetic":

@@ -25,12 +25,11 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
 from config_checks import FREE, PUBLISHED, checked, complete
-from datasets import SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
+from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
 from headers import HEADERS, get_header
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
@@ -199,7 +198,7 @@ def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
         return get_header(cfg.header, num_classes, emb_size, run_seed=cfg.seed, **cfg.header_args)
 
 
-def training_set(cfg: EasyDict) -> Dataset:
+def training_set(cfg: EasyDict) -> Faces:
     """The images to train on; num_image is how many synthetic ones to make, and is checked against what is there otherwise."""
     if cfg.rec == "synthetic":
         classes = cfg.num_classes or 200
@@ -226,7 +225,7 @@ def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallB
     return verification
 
 
-def settings_of(cfg: EasyDict, dataset: Dataset) -> dict:
+def settings_of(cfg: EasyDict, dataset: Faces) -> dict:
     """What a run and its continuation must agree on."""
     settings = {key: value for key, value in cfg.items() if key not in FREE}
     return settings | dict(header=HEADERS.find(cfg.header).name, header_args=dict(cfg.header_args), num_classes=dataset.num_classes,
@@ -234,7 +233,7 @@ def settings_of(cfg: EasyDict, dataset: Dataset) -> dict:
 
 
 def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, total_steps: int, network: nn.Module,
-             verification: CallBackVerification, dataset: Dataset) -> None:
+             verification: CallBackVerification, dataset: Faces) -> None:
     """Head the log with the settings, the data and the machine."""
     for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from datasets import Faces
 from eval import certification, verification
 from eval.evaluation import Evaluation, budgets
 from eval.records import certified_accuracies, proven_or_divided
@@ -75,7 +75,7 @@ def split_identities(labels: np.ndarray, enrolled: int, unknown: float, limit: "
 class _Images:
     """Some images of a dataset, decoded on demand, as `verification.embed_images` takes them."""
 
-    def __init__(self, dataset: Dataset, numbers: np.ndarray):
+    def __init__(self, dataset: Faces, numbers: np.ndarray):
         self.dataset, self.numbers = dataset, numbers
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ def _as_it_is(image: Tensor, name: str) -> Tensor:
     return image
 
 
-def identify(network: Callable[[Tensor], Tensor], dataset: Dataset, split: Split, fpir: float = 1e-2, tau: "float | None" = None,
+def identify(network: Callable[[Tensor], Tensor], dataset: Faces, split: Split, fpir: float = 1e-2, tau: "float | None" = None,
              eps: Sequence[float] = Evaluation.eps, poisoned: int = 0, progress: str = "", lipschitz: float | None = None,
              **embedding: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(probes, summary) of a dataset that was split. tau: None chooses the loosest with FPIR at most `fpir`; without unknown probes

@@ -64,7 +64,7 @@ def save_weights(path: "str | os.PathLike[str]", module: nn.Module, name: str = 
     Raises ValueError for arguments that are not plain data (numbers, texts, None, and lists, tuples and dictionaries of those), OSError as
     `save`.
     """
-    state = module.state_dict()
+    state: Any = module.state_dict()
     if name:
         record = {"name": name, "arguments": dict(arguments or {})}
         if not _is_record(record):

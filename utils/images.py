@@ -3,6 +3,7 @@ import contextlib
 import io
 import re
 import struct
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -111,7 +112,7 @@ def _decode_other(data: bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _open(data: bytes, name: str, formats: tuple[str, ...]):
+def _open(data: bytes, name: str, formats: tuple[str, ...]) -> Any:
     from PIL import Image
 
     try:

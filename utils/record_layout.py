@@ -4,6 +4,7 @@ The header's two labels are the first key past the images and the first key past
 rounded. Identities that were left out after the labels had been numbered make fewer identity records than there are labels.
 """
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def labels_seen(file: IndexedRecordFile, keys: np.ndarray, most: int) -> dict[in
 
     Labels are mostly in order, so that the last record has the largest.
     """
-    places = np.unique(np.linspace(0, len(keys) - 1, min(most, len(keys))).astype(np.int64)) if len(keys) else []
+    places: Any = np.unique(np.linspace(0, len(keys) - 1, min(most, len(keys))).astype(np.int64)) if len(keys) else []
     seen: dict[int, int] = {}
     for key in keys[places].tolist() if len(keys) else ():
         try:

@@ -13,7 +13,8 @@ import os
 import struct
 import warnings
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,7 +82,8 @@ class IndexedRecordFile:
         for path in (self.rec_path,) if idx_path is None else (self.rec_path, self.idx_path):
             if not os.path.isfile(path):
                 raise InputError(f"{path}: there is no such file")
-        self.size, self._file = os.path.getsize(self.rec_path), None
+        self.size = os.path.getsize(self.rec_path)
+        self._file: Any = None
         self.keys, offsets = scan(self.rec_path) if idx_path is None else self._read_index()
         self._check_offsets(self.keys, offsets)
         by_key = np.argsort(self.keys, kind="stable")
@@ -157,7 +159,7 @@ class IndexedRecordFile:
         """`count` bytes from `start` on, which lie within the file as it was; `name` is what the message calls them."""
         try:
             if self._file is None:
-                self._file = open(self.rec_path, "rb", buffering=0)
+                self._file = open(self.rec_path, "rb", buffering=0)  # noqa: SIM115 - for as long as this object lives
             data = os.pread(self._file.fileno(), count, start)
         except OSError as error:
             kind = RecordError if error.errno == errno.EIO else InputError  # a bad sector, or no file any more
@@ -237,7 +239,8 @@ class MXNetRecordFile(IndexedRecordFile):
             raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec {rec_path} "
                              "writes one")
         super().__init__(rec_path, idx_path)
-        self._reader, self._pid = None, None
+        self._reader: Any = None
+        self._pid: int | None = None
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_reader": None, "_pid": None}
