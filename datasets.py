@@ -10,9 +10,10 @@ What every dataset has is said by `Faces`.
 """
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from functools import singledispatch
 from pathlib import Path
-from typing import Callable, Iterator, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
-from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
-from utils.utils_distributed_sampler import DistributedSampler
 from utils.files import files_under, folders_in, read_file
 from utils.image_folders import labelled_images
 from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
 from utils.record_layout import MOST_LABELS, image_keys, labels_seen, property_classes
+from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
+from utils.utils_distributed_sampler import DistributedSampler
 
 PathLike = str | os.PathLike[str]
 # A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.
@@ -74,7 +75,8 @@ class RecordDataset(Dataset):
             raise InputError(f"recordio_backend is {recordio_backend!r}, expected one of {', '.join(RECORD_FILES)}")
         idx = rec.with_suffix(".idx")
         self.remarks = [] if idx.exists() or not rec.exists() else [
-            f"{idx}: there is no such file, so {rec} was read for what it would say; python -m utils.build_dataset idx --rec {rec} writes it"]
+            f"{idx}: there is no such file, so {rec} was read for what it would say; "
+            f"python -m utils.build_dataset idx --rec {rec} writes it"]
         self.file = RECORD_FILES[recordio_backend](rec, None if self.remarks else idx)
         self.keys, identities = image_keys(self.file)
         if num_classes is not None and identities > num_classes:
@@ -194,7 +196,8 @@ def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: i
 
 def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin", seed: int = 0) -> Faces:
     """The dataset that `rec` names: "synthetic", a .rec file or a folder with train.rec, or a folder with a folder of images for
-    each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for."""
+    each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for.
+    """
     if str(rec) == "synthetic":
         return SyntheticFaces(**({} if num_classes is None else {"num_classes": num_classes}), seed=seed)
     path = Path(rec)
@@ -204,7 +207,9 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
         return ImageFolderFaces(path, num_classes)
     from torchvision.datasets.folder import IMG_EXTENSIONS
     images = path.is_dir() and files_under(path, IMG_EXTENSIONS)
-    found = f"holds images itself, so it may be {path.parent} that is meant" if images else "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    if images:
+        found = f"holds images itself, so it may be {path.parent} that is meant"
     raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
                      "for each identity, or the word synthetic")
 

@@ -33,8 +33,8 @@ from utils.precision import full_precision
 from utils.untrusted.pickles import load_plain
 
 __all__ = ["LFold", "PairSet", "auc", "best_accuracy", "calculate_accuracy", "calculate_roc", "calculate_val", "calculate_val_far", "eer",
-           "embed_images", "evaluate", "load_bin", "norms", "pair_cosines", "read_bin", "require_size", "resized", "roc", "tar_far", "ten_fold_accuracy",
-           "test", "threshold_at_far"]
+           "embed_images", "evaluate", "load_bin", "norms", "pair_cosines", "read_bin", "require_size", "resized", "roc",
+           "tar_far", "ten_fold_accuracy", "test", "threshold_at_far"]
 
 CPU_BATCH = 16  # images in the network at a time: more are no faster on a CPU, and the full SLLNet takes 10 MB for each
 

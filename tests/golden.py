@@ -5,9 +5,8 @@ import zlib
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from conftest import SHARED
+from torch import Tensor, nn
 
 TOLERANCE = 1e-4  # of relative_error, in float32
 

@@ -505,7 +505,7 @@ def test_published_cw_is_the_literal_loop(objective):
     x, t, tau = problem(net, objective, dtype=torch.float64)
     w = torch.atanh(2 * x.clamp(-0.5 + 1e-6, 0.5 - 1e-6)).requires_grad_()
     adam = torch.optim.Adam([w], lr=0.01)
-    for step in range(30):
+    for _ in range(30):
         delta = torch.tanh(w) / 2 - x
         cos = F.cosine_similarity(net(torch.tanh(w) / 2), t)
         hinge = torch.relu(1 - cos - 0.05 if objective == "impersonation" else cos - 0.05)

@@ -3,9 +3,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from small_world import SIZE, Tiny
 from test_layers import SCALINGS, adversarial, random_
 from test_powers import dense_norm
-from small_world import SIZE, Tiny
 from torch import nn
 
 import backbones

@@ -15,10 +15,10 @@ from datasets import ImageFolderFaces, RecordDataset, get_dataloader, get_datase
 from synthetic_faces import SyntheticFaces, synthetic_pairs
 from utils import InputError
 from utils.build_dataset import build_rec, main, write_bin
-from utils.recordio import IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
-from utils.utils_distributed_sampler import DistributedSampler
 from utils.images import MAX_PIXELS, decode_image, encode_image, image_size
 from utils.loader import coin
+from utils.recordio import IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
+from utils.utils_distributed_sampler import DistributedSampler
 
 FACES = SHARED / "data" / "lfwcrop"
 

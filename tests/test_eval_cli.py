@@ -2,7 +2,6 @@
 import io
 import json
 import math
-import os
 import pickle
 import subprocess
 import sys
@@ -111,16 +110,15 @@ def test_figures_are_those_of_the_definitions(files, result):
         assert summary[f"cra_{kind}"] == {eps: np.mean([r > eps for r in radii]) for eps in map(float, budgets)}
         assert summary[f"med_{kind}"] == pytest.approx(lower(radii), **close)
     assert read_csv(out / "pairs.csv")["radius"].to_numpy() == pytest.approx([r for *_, r in found], **close)
-    assert 0 < summary["cra_d"][0.45] < 1 and 0 < summary["cra_u"][0.4]  # the comparison is not about nothing
+    assert 0 < summary["cra_d"][0.45] < 1 and summary["cra_u"][0.4] > 0  # the comparison is not about nothing
 
 
 def test_every_figure_follows_from_the_csv_files(files, result):
     protocol, out, run = result
     summary = summary_of(out)
     pairs, images = read_csv(out / "pairs.csv"), read_csv(out / "images.csv")
-    assert list(pairs.columns) == ("pair flipped same left right cosine theta norm_left norm_right accepted radius upper_bound radius_both "
-                                   "radius_joint").split()
-    assert list(images.columns) == "image flipped norm radius_u".split()
+    assert list(pairs.columns) == ["pair", "flipped", "same", "left", "right", "cosine", "theta", "norm_left", "norm_right", "accepted", "radius", "upper_bound", "radius_both", "radius_joint"]
+    assert list(images.columns) == ["image", "flipped", "norm", "radius_u"]
     assert all(pairs[name].dtype == bool for name in ("same", "flipped", "accepted"))
     unique, copies = len(verification.read_bin(files / "faces.bin").images), 1 + (protocol == "paper")
     assert unique == 24
@@ -319,7 +317,7 @@ def test_table1_has_the_published_layout():
                "cra_u": {1.5: 1.0, 3.0: 0.7476}, "cra_d": {0.25: 0.6682, 0.75: 0.3005}, "med_d": 0.469,
                "cra_i": {0.25: 0.9821, 0.75: 0.4033}, "med_i": None}
     header, row = tables.render(tables.table1([summary])).splitlines()
-    assert row.split() == "lfw paper 0.001 83.97 0.231 100.00 74.76 3.136 66.82 30.05 0.469 98.21 40.33 - 3.245".split()
+    assert row.split() == ["lfw", "paper", "0.001", "83.97", "0.231", "100.00", "74.76", "3.136", "66.82", "30.05", "0.469", "98.21", "40.33", "-", "3.245"]
     assert [name for name in header.split("  ") if name] and header.index("norm") > header.index("med I")
     other = {**summary, "cra_u": {10.0: 0.5}}
     frame = tables.table1([summary, other]).frame()

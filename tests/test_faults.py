@@ -17,20 +17,18 @@ import torch
 from tiny_training import SETTINGS, write_faces
 from torch import nn
 
-import backbones
 import train
 from config import config
 from datasets import RecordDataset, get_dataloader
 from eval.verification import embed_images
 from lr_scheduler import PolynomialLRWarmup
-from utils import InputError, RunError
-from utils import checkpoint
-from utils.utils_callbacks import CallBackLogging
-from utils.settings import override
-from utils.files import atomic_write
+from utils import InputError, RunError, checkpoint
 from utils.faults.guard import StepGuard, poisoned
-from utils.images import encode_image
 from utils.faults.lockstep import STOPPED, StopSignals, in_lockstep
+from utils.files import atomic_write
+from utils.images import encode_image
+from utils.settings import override
+from utils.utils_callbacks import CallBackLogging
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tests" / "tiny_training.py"

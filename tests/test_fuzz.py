@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from config import config
 from datasets import RecordDataset
 from eval.verification import read_bin
-from utils import InputError
-from utils import checkpoint
+from utils import InputError, checkpoint
+from utils.images import decode_image, encode_image
 from utils.recordio import MAGIC, IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
 from utils.settings import override
-from utils.images import decode_image, encode_image
-from utils.utils_logging import read_training_log
 from utils.untrusted.pickles import load_plain
+from utils.utils_logging import read_training_log
 
 fuzz = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MAGIC_BYTES = struct.pack("<I", MAGIC)

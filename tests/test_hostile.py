@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from small_world import SIZE, Tight, Tiny, command, world  # noqa: F401
 from torch import nn
 
 import backbones
@@ -27,11 +28,9 @@ from datasets import get_dataset
 from eval import verification
 from eval.show import tables
 from eval.store import provenance, results
-from small_world import SIZE, Tight, Tiny, command, world  # noqa: F401
-from utils import InputError, build_dataset, one_line
-from utils import checkpoint
-from utils.recordio import MAGIC, IndexedRecordFile
+from utils import InputError, build_dataset, checkpoint, one_line
 from utils.images import decode_image
+from utils.recordio import MAGIC, IndexedRecordFile
 from utils.untrusted.torchfile import check
 
 ROOT = Path(__file__).resolve().parents[1]

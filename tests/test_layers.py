@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones import custom_layers as layers
-from backbones import get_backbone, shapes
-from backbones import kernels, kept
+from backbones import get_backbone, kept, kernels, shapes
 from backbones import rescaling as home
 from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
 from backbones.shapes import HaarDownsize, RemoveMean

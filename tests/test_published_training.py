@@ -279,10 +279,8 @@ def test_the_log_has_lambda_times_the_regulariser(faces, tmp_path, monkeypatch):
 
 def plain_sll(x, weight, bias, q, conv):
     """x - 2 W^T T relu(W x + b), t_i = 1 / sum_j |W W^T|_ij exp(q_j - q_i); or T^(1/2) W x for the last layer, where q has no effect."""
-    if conv:
-        correlations = F.conv2d(weight, weight, padding=weight.shape[-1] - 1).abs().sum((2, 3))
-    else:
-        correlations = (weight @ weight.T).abs()
+    padding = weight.shape[-1] - 1
+    correlations = F.conv2d(weight, weight, padding=padding).abs().sum((2, 3)) if conv else (weight @ weight.T).abs()
     t = 1 / (correlations * torch.exp(q[None, :] - q[:, None])).sum(1)
     if not conv:
         return torch.sqrt(t) * (x @ weight.T)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from utils import InputError
 from utils.record_index import read_index
-from utils.recordio import (MAGIC, IndexedRecordFile, MXNetRecordFile, RecordWriter, import_mxnet, pack,
-                            unpack)
+from utils.recordio import MAGIC, IndexedRecordFile, MXNetRecordFile, RecordWriter, import_mxnet, pack, unpack
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 FACES = SHARED / "data" / "lfwcrop"

@@ -8,13 +8,13 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
-import torch
 import tiny_training
+import torch
 from small_world import Tiny, command, world  # noqa: F401
 from torch import nn
 
 import train
-from backbones import backbone_names, get_backbone, image_size, input_scale, is_lipschitz, load_network, lipschitz_bound, register
+from backbones import backbone_names, get_backbone, image_size, input_scale, is_lipschitz, lipschitz_bound, load_network, register
 from backbones.bounds import TOLERANCE
 from backbones.export import main as export
 from backbones.sllnet import SLLNetSmall

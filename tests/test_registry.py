@@ -1,8 +1,8 @@
 """Things by name: registration, aliases, nearest names, and those of other projects."""
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import pytest
 from conftest import ROOT

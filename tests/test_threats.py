@@ -15,7 +15,6 @@ from backbones import FlipAveraged, load_network
 from eval import certification, records
 from eval.audit import driver
 from eval.audit import pairs as audit_pairs
-from utils.images import decode_image
 
 QUICK = ("--steps", "10", "--restarts", "2")
 
@@ -141,7 +140,7 @@ def test_lp_budgets_in_grey_levels(world, capsys):
         radii = {"u": images.radius_u, "d": pairs.radius[pairs.same], "i": pairs.radius[~pairs.same]}
         for kind, radius in radii.items():
             assert found[f"cra_{kind}"] == {eps: (255 * radius * factor > eps).mean() for eps in (0.25, 3.0)}
-    assert 0 < summary["lp"][0]["cra_i"][0]["value"] and "l_inf, budgets in grey levels: CRA_U 0.25: " in printed
+    assert summary["lp"][0]["cra_i"][0]["value"] > 0 and "l_inf, budgets in grey levels: CRA_U 0.25: " in printed
     for bad in (["--p", "0.5"], ["--p", "x"], ["--p", "nan"], ["--p", "2", "--eps-p", "0"]):
         with pytest.raises(SystemExit) as error:
             command(world, "certify", *bad, out="bad")

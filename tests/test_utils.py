@@ -11,10 +11,9 @@ from torch import nn
 from config import config
 from config_lln import config as config_lln
 from lr_scheduler import PolynomialLRWarmup
-from utils import InputError
-from utils import checkpoint
-from utils.settings import override
+from utils import InputError, checkpoint
 from utils.files import atomic_write, sha256
+from utils.settings import override
 
 
 def test_overrides_are_typed():
@@ -101,10 +100,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     with atomic_write(path) as file:
         file.write("old")
-    with pytest.raises(RuntimeError):
-        with atomic_write(path) as file:
-            file.write("new")
-            raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("new")
+        raise RuntimeError("power cut")
     assert path.read_text() == "old" and [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
     assert sha256(path) == hashlib.sha256(b"old").hexdigest()
 

@@ -15,13 +15,14 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import small_world  # noqa: E402, F401  for its network "tiny"
+
 import train  # noqa: E402
 from backbones import register  # noqa: E402
 from config import config  # noqa: E402
-from utils.recordio import RecordWriter, pack  # noqa: E402
-from utils.utils_callbacks import CallBackLogging  # noqa: E402
 from utils.distributed import rank  # noqa: E402
 from utils.images import encode_image  # noqa: E402
+from utils.recordio import RecordWriter, pack  # noqa: E402
+from utils.utils_callbacks import CallBackLogging  # noqa: E402
 
 SETTINGS = ["backbone=tiny", "batch_size=8", "num_epoch=2", "frequent=1", "num_workers=0", "device=cpu", "xi=1", "val_targets=[]",
             "save_steps=2", "verbose=1000"]

@@ -10,8 +10,8 @@ or by tabs or commas where paths hold blanks. Or it is LFW's own pairs.txt, with
 import argparse
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from utils import InputError, one_line
 from utils.files import atomic_write, read_file, text_of, with_homes

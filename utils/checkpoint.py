@@ -3,15 +3,16 @@ import contextlib
 import os
 import pickle
 import warnings
-from typing import Any, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from utils import InputError
-from utils.untrusted import torchfile
 from utils.files import atomic_write
 from utils.foreign_weights import is_safetensors, is_state, load_safetensors, renamed, unwrapped, with_counters
+from utils.untrusted import torchfile
 
 _NETWORK = "network"  # the key of what a state dict says of its network, in the metadata of its root
 _LONGEST = 300  # characters of a text in it

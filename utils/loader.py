@@ -4,8 +4,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
@@ -36,7 +36,8 @@ def coin(seed: int, epoch: int, index: int) -> bool:
 
 class EpochBatches(Sampler):
     """Batches of (epoch, index) from a sampler. The epoch travels with the index, so that workers which are already running, or
-    still busy with the epoch before, cannot draw the wrong coin."""
+    still busy with the epoch before, cannot draw the wrong coin.
+    """
 
     def __init__(self, sampler: DistributedSampler, batch_size: int) -> None:
         self.sampler, self.batch_size = sampler, batch_size
@@ -165,7 +166,8 @@ def spare_workers(wanted: int | None) -> int:
 
 class _children_are_not_watched:
     """DataLoader's handler of SIGCHLD raises wherever the training process happens to be. Without it the end of a worker is an error
-    where the next batch is asked for."""
+    where the next batch is asked for.
+    """
 
     def __enter__(self) -> None:
         self.mine = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")

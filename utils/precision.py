@@ -1,6 +1,6 @@
 """Full float32 arithmetic where a bound or a radius depends on it."""
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 

@@ -71,5 +71,6 @@ def write_index(rec: str, idx: str) -> int:
     keys, offsets = scan(rec)
     with atomic_write(idx) as file:
         for start in range(0, len(keys), 2**16):
-            file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys[start:start + 2**16].tolist(), offsets[start:start + 2**16].tolist()))
+            part = slice(start, start + 2**16)
+            file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys[part].tolist(), offsets[part].tolist()))
     return len(keys)

@@ -44,7 +44,8 @@ def image_keys(file: IndexedRecordFile) -> tuple[np.ndarray, int]:
 
 def _check_border(file: IndexedRecordFile, first: int) -> None:
     """Raise InputError where the last image is none, or the first record past the images is one: no record is damaged, the header is wrong
-    about how many there are."""
+    about how many there are.
+    """
     for key, wrong, found in ((first - 1, True, "none"), (first, False, "one as well")):
         try:
             if key in file and _is_without_image(unpack(file.read(key), file.name(key))) == wrong:

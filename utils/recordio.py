@@ -12,8 +12,8 @@ import hashlib
 import os
 import struct
 import warnings
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +119,8 @@ class IndexedRecordFile:
 
     def read(self, key: int) -> bytes:
         """The payload of a record. Raises, naming file and key, RecordError where it is damaged, and InputError where the key is not
-        in the index or the whole file is gone, shorter than it was, or unreadable."""
+        in the index or the whole file is gone, shorter than it was, or unreadable.
+        """
         start, limit = self._span(key)
         data = _Window(self, start, limit, self.name(key))
         parts, position, following = [], start, (_WHOLE, _FIRST)
@@ -183,7 +184,8 @@ class IndexedRecordFile:
     def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
         size = os.path.getsize(self.idx_path)
         if size > _INDEX_LINE * (1 + self.size // _FRAME.size):
-            raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} bytes")
+            raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} "
+                             "bytes")
         return read_index(self.idx_path)
 
     def _beginning(self) -> bytes:
@@ -236,8 +238,8 @@ class MXNetRecordFile(IndexedRecordFile):
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None) -> None:
         import_mxnet()
         if idx_path is None:
-            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec {rec_path} "
-                             "writes one")
+            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: "
+                             f"python -m utils.build_dataset idx --rec {rec_path} writes one")
         super().__init__(rec_path, idx_path)
         self._reader: Any = None
         self._pid: int | None = None
@@ -246,6 +248,7 @@ class MXNetRecordFile(IndexedRecordFile):
         return {**super().__getstate__(), "_reader": None, "_pid": None}
 
     def read(self, key: int) -> bytes:
+        """The payload of a record, as MXNet's reader has it. Raises as `IndexedRecordFile.read`."""
         self._span(key)
         if self._pid != os.getpid():  # a forked copy of a handle would move the file position of its parent
             self._reader = import_mxnet().recordio.MXIndexedRecordIO(self.idx_path, self.rec_path, "r")

@@ -2,7 +2,7 @@
 import contextlib
 import sys
 import warnings
-from typing import Iterator
+from collections.abc import Iterator
 
 from utils import one_line
 

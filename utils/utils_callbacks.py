@@ -2,18 +2,18 @@
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from utils import InputError
-from utils import checkpoint
+from utils import InputError, checkpoint
 from utils.distributed import gather_objects, rank, undistributed, world_size
 from utils.files import found_in, remove_unfinished
-from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 from utils.untrusted.torchfile import check
+from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 
 LOGGER = logging.getLogger("training")
 

@@ -1,5 +1,5 @@
 """Which process sees which sample when."""
-from typing import Iterator, Sized
+from collections.abc import Iterator, Sized
 
 import numpy as np
 from torch.utils.data import Sampler

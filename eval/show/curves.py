@@ -30,8 +30,8 @@ def plot_training_log(log: TrainingLog, out_png: PathLike, title: str = "", targ
     """
     steps, verification = log
     if steps.empty:
-        raise InputError("the log has no line with a loss (Speed ... samples/sec   Loss ...   Epoch: ...   Global Step: ...): there is nothing to "
-                         "plot")
+        raise InputError("the log has no line with a loss (Speed ... samples/sec   Loss ...   Epoch: ...   Global Step: ...): there is "
+                         "nothing to plot")
     targets = list(dict.fromkeys(verification["target"]))
     if target is not None and target not in targets:
         raise InputError(f"the log verifies on {', '.join(targets) or 'nothing'}, not on {target}")

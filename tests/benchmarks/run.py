@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -239,8 +239,8 @@ def main() -> None:
 def data_rows(quick: bool) -> list[dict]:
     """Read and decode every record of a file of synthetic faces, here and by MXNet's own reader and decoder."""
     from datasets import RecordDataset, SyntheticFaces, get_dataloader
-    from utils.recordio import RecordWriter, import_mxnet, pack
     from utils.images import encode_image
+    from utils.recordio import RecordWriter, import_mxnet, pack
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         faces = SyntheticFaces(100, 10)

@@ -1,7 +1,7 @@
 """What keeps a run alive, or ends it in order; whoever reads the method need not come here.
 
-    run.py          the steps of a run from where its state left off, in lockstep; saving, stopping and going on
-    guard.py        steps whose loss or gradient is not finite: left out, counted, and the end of the run where there are too many
-    lockstep.py     all processes stop at the same step, on a signal or when one of them has no batch
-    rendezvous.py   how the processes of one start find each other after torchrun has killed an earlier one, and notice that one is gone
+run.py          the steps of a run from where its state left off, in lockstep; saving, stopping and going on
+guard.py        steps whose loss or gradient is not finite: left out, counted, and the end of the run where there are too many
+lockstep.py     all processes stop at the same step, on a signal or when one of them has no batch
+rendezvous.py   how the processes of one start find each other after torchrun has killed an earlier one, and notice that one is gone
 """

@@ -1,13 +1,12 @@
 """Steps whose loss or gradient is not finite: left out, counted on the device, and the end of the run where there are too many."""
 import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from utils import RunError
-from utils import checkpoint
+from utils import RunError, checkpoint
 from utils.distributed import rank
 
 LOGGER = logging.getLogger("training")

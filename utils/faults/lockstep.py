@@ -2,7 +2,8 @@
 import logging
 import signal
 import threading
-from typing import Iterable, Iterator, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from utils import InputError
 from utils.distributed import gather_objects, rank, sums_over_ranks

@@ -1,7 +1,8 @@
 """The steps of a run from where its state left off to the last one; what is saved on the way and when it has to stop."""
 import contextlib
 import logging
-from typing import Any, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 

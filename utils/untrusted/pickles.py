@@ -34,8 +34,8 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     """Unpickle `path` (protocols 0 to 5, Python 2 and 3; Python 2's str comes back as bytes).
 
     Only bytes, str, bool, None, numbers, lists, tuples, and numpy arrays and scalars of numbers or bytes are built, and arrays of objects
-    that are one of these. Time and memory are bounded by the size of the file. Raises OSError where it cannot be read and InputError, naming the file and the
-    byte, for anything else.
+    that are one of these. Time and memory are bounded by the size of the file. Raises OSError where it cannot be read and
+    InputError, naming the file and the byte, for anything else.
     """
     size = require_file(path)
     with open(path, "rb") as file:
@@ -159,6 +159,7 @@ class PlainUnpickler:
         self.made = 0
 
     def load(self) -> Any:
+        """What the pickle holds. Raises as `load_plain`."""
         try:
             for _ in range(MAX_OPCODES):
                 opcode = self._read(1)
