@@ -181,7 +181,8 @@ class IndexedRecordFile:
     def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
         size = os.path.getsize(self.idx_path)
         if size > _INDEX_LINE * (1 + self.size // _FRAME.size):
-            raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} bytes")
+            raise InputError(f"{self.idx_path}: {size} bytes are more entries than {self.rec_path} can have records, with {self.size} "
+                             "bytes")
         return read_index(self.idx_path)
 
     def _beginning(self) -> bytes:
@@ -234,8 +235,8 @@ class MXNetRecordFile(IndexedRecordFile):
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None) -> None:
         import_mxnet()
         if idx_path is None:
-            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec {rec_path} "
-                             "writes one")
+            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec "
+                             f"{rec_path} writes one")
         super().__init__(rec_path, idx_path)
         self._reader, self._pid = None, None
 
