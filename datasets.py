@@ -75,8 +75,7 @@ class RecordDataset(Dataset):
             raise InputError(f"recordio_backend is {recordio_backend!r}, expected one of {', '.join(RECORD_FILES)}")
         idx = rec.with_suffix(".idx")
         self.remarks = [] if idx.exists() or not rec.exists() else [
-            f"{idx}: there is no such file, so {rec} was read for what it would say; "
-            f"python -m utils.build_dataset idx --rec {rec} writes it"]
+            f"{idx}: there is no such file, so all of {rec} was read for it; python -m utils.build_dataset idx --rec {rec} writes it"]
         self.file = RECORD_FILES[recordio_backend](rec, None if self.remarks else idx)
         self.keys, identities = image_keys(self.file)
         if num_classes is not None and identities > num_classes:
@@ -206,9 +205,8 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
     if path.is_dir() and folders_in(path):
         return ImageFolderFaces(path, num_classes)
     from torchvision.datasets.folder import IMG_EXTENSIONS
-    images = path.is_dir() and files_under(path, IMG_EXTENSIONS)
     found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
-    if images:
+    if path.is_dir() and files_under(path, IMG_EXTENSIONS):
         found = f"holds images itself, so it may be {path.parent} that is meant"
     raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
                      "for each identity, or the word synthetic")

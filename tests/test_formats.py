@@ -1,4 +1,4 @@
-"""docs/formats.md: a test for each row of its tables, under the row's own words; inputs are written here by other means than the readers."""
+"""docs/formats.md: a test for each row of its tables, under the row's own words; inputs are written by other means than the readers."""
 import codecs
 import gzip
 import io
@@ -6,7 +6,6 @@ import pickle
 import re
 import struct
 import sys
-import types
 import warnings
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from eval.verification import read_bin
 from utils import InputError, RecordError, build_dataset, checkpoint
 from utils.files import kind_of
 from utils.images import decode_image
+from utils.record_layout import image_keys
 from utils.recordio import RecordWriter, pack
 from utils.utils_logging import read_training_log
 
@@ -273,29 +273,52 @@ def _(folder, monkeypatch=pytest.MonkeyPatch):
             dataset[index]
 
 
+class Many:
+    """Records of which only what is asked for is made: a header, images, and identity records."""
+    idx_path = "many.idx"
+
+    def __init__(self, images, identities, damaged=()):
+        self.images, self.damaged, self.keys = images, damaged, np.arange(1 + images + identities)
+        self.header = pack([float(images + 1), float(images + 1 + identities)])
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __contains__(self, key):
+        return 0 <= key < len(self.keys)
+
+    def name(self, key):
+        return f"many.rec: key {key}"
+
+    def read(self, key):
+        if key in self.damaged:
+            raise RecordError(f"many.rec: key {key}: damaged")
+        return self.header if key == 0 else pack(0.0, key, b"image") if key <= self.images else pack([1.0, 2.0], key)
+
+
 @form("more than 2^24 records, whose header is rounded")
-def _(folder, monkeypatch=None):
-    for images, identities in ((2**24 + 2, 1001), (2**24 + 1, 1000), (2**24 + 3, 1)):
-        total, step = 1 + images + identities, 512
-        small = written(face(size=4), "PNG")
-        with open(folder / "train.rec", "wb") as file:
-            def put(key, payload):
-                file.seek(key * step)
-                file.write(struct.pack("<II", 0xCED7230A, len(payload)) + payload + bytes(-len(payload) % 4))
-            put(0, pack([float(images + 1), float(images + 1 + identities)]))
-            for key in (1, *range(images - 9, images + 1)):
-                put(key, pack(0.0, key, small))
-            for key in (*range(images + 1, images + 1 + min(9, identities)), total - 1):
-                put(key, pack([1.0, 2.0], key))
-            file.truncate(total * step)
-        index = types.SimpleNamespace(keys=np.arange(total), offsets=np.arange(total) * step)
-        with pytest.MonkeyPatch.context() as patch:  # a text of 300 MB would say the same
-            patch.setattr("utils.recordio.read_index", lambda path, index=index: (index.keys, index.offsets))
-            (folder / "train.idx").write_text("0\t0\n")
-            dataset = RecordDataset(folder)
-        assert len(dataset) == images and dataset.num_classes == identities, (images, identities)
-        assert dataset[images - 1][1] == 0
-        (folder / "train.rec").unlink()
+def _(folder):
+    for images, identities in ((2**24 - 2, 5), (2**24 + 1, 1), (2**24 + 3, 0), (2**25 + 5, 777)):
+        keys, found = image_keys(Many(images, identities))
+        assert (keys[0], keys[-1], len(keys)) == (1, images, images) and found == identities, (images, identities)
+    images, identities, step = 2**24 + 2, 1001, 512
+    assert np.float32(images + 1) != images + 1 and len(image_keys(Many(images, identities, damaged=(images + 2,)))[0]) == images
+    total, small = 1 + images + identities, written(face(size=4), "PNG")
+    with open(folder / "train.rec", "wb") as file:  # most of it is a hole
+        def put(key, payload):
+            file.seek(key * step)
+            file.write(struct.pack("<II", 0xCED7230A, len(payload)) + payload + bytes(-len(payload) % 4))
+        put(0, pack([float(images + 1), float(images + 1 + identities)]))
+        for key in (1, *range(images - 9, images + 1)):
+            put(key, pack(0.0, key, small))
+        for key in (*range(images + 1, images + 9), total - 1):
+            put(key, pack([1.0, 2.0], key))
+        file.truncate(total * step)
+    (folder / "train.idx").write_text("0\t0\n")
+    with pytest.MonkeyPatch.context() as patch:  # a text of 300 MB would say the same
+        patch.setattr("utils.recordio.read_index", lambda path: (np.arange(total), np.arange(total) * step))
+        dataset = RecordDataset(folder)
+    assert len(dataset) == images and dataset.num_classes == identities and dataset[images - 1][1] == 0
 
 
 @form("a header that is wrong about how many images there are")
@@ -367,8 +390,9 @@ def _(folder):
 
 
 APPLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200)
-LITTER = [".ipynb_checkpoints/0-checkpoint.jpg", "p0/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/p0/._0.jpg", "p0/._0.jpg", "._p0.jpg",
-          "p0/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "p1/Thumbs.db", "Thumbs.db", "p1/desktop.ini", "p0/.DS_Store", ".DS_Store",
+LITTER = [".ipynb_checkpoints/0-checkpoint.jpg", "p0/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/p0/._0.jpg", "p0/._0.jpg",
+          "._p0.jpg", "p0/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "p1/Thumbs.db", "Thumbs.db", "p1/desktop.ini", "p0/.DS_Store",
+          ".DS_Store",
           ".git/objects/x.jpg", ".Trash-1000/files/0.jpg", "$RECYCLE.BIN/S-1/0.jpg", "System Volume Information/x.jpg", "lost+found/0.jpg",
           "#recycle/0.jpg", "p2/.thumbnails/0.png", "p2/.0.jpg.icloud"]
 
@@ -528,7 +552,8 @@ def _(folder):
 
 def build(folder, text, status=0):
     (folder / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    done = build_dataset.main(["bin", "--pairs", str(folder / "list.txt"), "--images", str(folder / "faces"), "--out", str(folder / "x.bin")])
+    pairs, images, out = (str(folder / name) for name in ("list.txt", "faces", "x.bin"))
+    done = build_dataset.main(["bin", "--pairs", pairs, "--images", images, "--out", out])
     assert done == status
     return [] if status else pickle.loads((folder / "x.bin").read_bytes())
 
@@ -655,7 +680,7 @@ def _(folder):
     source, path = Network(), folder / "m.pt"
     state, other = source.state_dict(), {"weight": torch.zeros(3)}
     for content, key in (({"state_dict": state, "epoch": 3}, "state_dict"), ({"net": state}, "net"), ({"mine": state, "step": 1}, "mine"),
-                         ({"epoch": 1, "global_step": 2, "state_dict_backbone": state, "state_dict_softmax_fc": other}, "state_dict_backbone"),
+                         ({"epoch": 1, "state_dict_backbone": state, "state_dict_softmax_fc": other}, "state_dict_backbone"),
                          ({"model": state, "header": other, "optimizer": {"state": {}, "param_groups": []}}, "model")):
         torch.save(content, path)
         is_loaded(path, source, repr(key))
@@ -767,8 +792,8 @@ def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
         f"{home}/faces", f"{home}/run", f"{home}/m.pt", f"{home}/run/state_1.pt", "sllnet"]
     settings.output = "~/again"  # as a script sets it
     assert override(settings, []).output == f"{home}/again"
-    args = with_homes(argparse.Namespace(bin=["~/a.bin", "b.bin"], out="~/r", images=Path("~/i"), far=0.1, title="~5 steps", rec="x~/y", none=None))
-    assert vars(args) == dict(bin=[f"{home}/a.bin", "b.bin"], out=f"{home}/r", images=home / "i", far=0.1, title="~5 steps", rec="x~/y", none=None)
+    args = with_homes(argparse.Namespace(bin=["~/a.bin", "b.bin"], out="~/r", images=Path("~/i"), far=0.1, title="~5 steps", rec="x~/y"))
+    assert vars(args) == dict(bin=[f"{home}/a.bin", "b.bin"], out=f"{home}/r", images=home / "i", far=0.1, title="~5 steps", rec="x~/y")
     people(home / "faces")
     assert build_dataset.main(["rec", "--images", "~/faces", "--out", "~/rec/train"]) == 0 and (home / "rec" / "train.rec").exists()
     (home / "a.log").write_text(LINE.format(1.0, 20, "Required: 237 hours\n"))

@@ -16,8 +16,8 @@ def parse_pairs(text: str, name: str, images: Path) -> Pairs:
 
     A line is two paths and 1, True, 0 or False, separated by tabs, by commas or, where paths hold no blanks, by blanks; a first line may
     name the columns. Or it is one of LFW: a name and two numbers (same), or two names with a number each (not the same), mostly under a
-    first line of one or two numbers; number 3 of name N is the image N/N_0003 of any format. Raises InputError, with the name of the list,
-    for a line that is neither and for images of LFW that are not there.
+    first line of one or two numbers; number 3 of name N is the image N/N_0003 of any format. Raises InputError, with the name of the
+    list, for a line that is neither and for images of LFW that are not there.
     """
     lines = [(number, _fields(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     folds = bool(lines) and len(lines[0][1]) <= 2 and all(map(_is_number, lines[0][1]))

@@ -70,7 +70,5 @@ def write_index(rec: str, idx: str) -> int:
     """Write the index file of a .rec that has none; returns the number of records. Raises as `scan`."""
     keys, offsets = scan(rec)
     with atomic_write(idx) as file:
-        for start in range(0, len(keys), 2**16):
-            part = slice(start, start + 2**16)
-            file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys[part].tolist(), offsets[part].tolist()))
+        file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, offsets))
     return len(keys)

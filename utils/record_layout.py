@@ -35,9 +35,10 @@ def image_keys(file: IndexedRecordFile) -> tuple[np.ndarray, int]:
     first = _first_past_images(file, label[0])
     _check_border(file, first)
     keys = np.arange(1, first)
-    missing = np.setdiff1d(keys, file.keys)
-    if len(missing):
-        raise InputError(f"{file.idx_path}: key {missing[0]} is not in the index, but the header in key 0 promises "
+    there = np.zeros(first, bool)
+    there[file.keys[(file.keys >= 0) & (file.keys < first)]] = True
+    if not there[1:].all():
+        raise InputError(f"{file.idx_path}: key {1 + there[1:].argmin()} is not in the index, but the header in key 0 promises "
                          f"{len(keys)} images")
     return keys, _identities(file, first, label[1])
 

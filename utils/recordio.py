@@ -238,8 +238,8 @@ class MXNetRecordFile(IndexedRecordFile):
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None) -> None:
         import_mxnet()
         if idx_path is None:
-            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: "
-                             f"python -m utils.build_dataset idx --rec {rec_path} writes one")
+            raise InputError(f"{rec_path}: there is no index beside it, which MXNet needs: python -m utils.build_dataset idx --rec "
+                             f"{rec_path} writes one")
         super().__init__(rec_path, idx_path)
         self._reader: Any = None
         self._pid: int | None = None

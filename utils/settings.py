@@ -26,10 +26,10 @@ NO_NAMES: Mapping[str, Callable[[str], str]] = MappingProxyType({})
 def override(config: EasyDict, arguments: Sequence[str], names: Mapping[str, Callable[[str], str]] = NO_NAMES) -> EasyDict:
     """A copy of `config` with the `key=value` arguments put in.
 
-    Values are Python literals; text needs no quotes. An int may stand for a float. A path may begin with ~. names: other
-    projects' names of settings, each with a function from the text of its value to the `key=value` meant; those in `config` hold over what
-    it has under our own names. Raises InputError for an argument without "=", an unknown key (naming the nearest one), a key given
-    twice, or a value of another type.
+    Values are Python literals; text needs no quotes. An int may stand for a float. A path may begin with ~. names: other projects'
+    names of settings, each with a function from the text of its value to the `key=value` meant; those in `config` hold over what it has
+    under our own names. Raises InputError for an argument without "=", an unknown key (naming the nearest one), a key given twice, or a
+    value of another type.
     """
     settings = copy.deepcopy(config)
     foreign = [f"{key}={settings.pop(key)}" for key in names if key in settings]

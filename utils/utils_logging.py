@@ -178,9 +178,8 @@ MAX_ROWS = 2**19  # of all tables together, some hundred bytes each
 _NUMBER = r"(nan|-?inf|-?\d+(?:\.\d+)?)"
 _LINE = re.compile((
     rf"-(?:Speed {_NUMBER} samples/sec +Loss {_NUMBER}(?: +LearningRate {_NUMBER})? +Epoch: (\d{{1,18}}) +Global Step: (\d{{1,18}}) "
-    r".{0,120}?"
     # all decimals, and the whole of what ends a line: a torn number is none
-    r"(?:Feat Norm (nan|inf|\d+\.\d{4})(?: +Reg Loss (nan|-?inf|-?\d+\.\d{4})|(?=[ \t\r]*\n))"
+    r".{0,120}?(?:Feat Norm (nan|inf|\d+\.\d{4})(?: +Reg Loss (nan|-?inf|-?\d+\.\d{4})|(?=[ \t\r]*\n))"
     r"|Required: -?(?:nan|inf|[\d.]{1,20}) hours(?=[ \t\r]*\n))"
     r"|\[(?P<target>[^\[\]\r\n]{1,200})\]\[(?P<at>\d{1,18})\](?:XNorm: (?P<xnorm>nan|inf|\d+\.\d{6})"
     r"|Accuracy-Flip: (?P<accuracy>nan|\d\.\d{5})\+-(?P<accuracy_std>nan|\d\.\d{5})"
