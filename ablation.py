@@ -25,10 +25,11 @@ from eval.show import report
 from eval.store import subject
 from eval.certification import PROTOCOLS
 from utils import InputError
+from utils.console import lasting_console
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
 from utils.files import read_json, sha256, write_json
-from utils.faults.lockstep import STOPPED
+from utils.faults.signals import stopped, stops
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 
@@ -205,12 +206,14 @@ def check(cfg: EasyDict) -> None:
         raise InputError(f"setting fars={list(cfg.fars)}, loose_far={cfg.loose_far}: expected numbers between 0 and 1")
 
 
+@lasting_console()
 def run(arguments: Optional[Sequence[str]] = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     try:
-        return run_command("ablation", ablation, config, __doc__, arguments)
-    except KeyboardInterrupt:
-        return STOPPED
+        with stops():
+            return run_command("ablation", ablation, config, __doc__, arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error, "the same command goes on from what is finished")
 
 
 if __name__ == "__main__":

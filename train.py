@@ -7,8 +7,9 @@
     torchrun --standalone --nproc_per_node=2 train.py backbone=sllnet_small output=out/run   # two CPU processes
 
 Arguments are `key=value` settings over those of config.py, which lists them all. `batch_size` is that of all processes together:
-one process and many give the same loss curve, to rounding. SIGTERM and SIGINT (Ctrl-C) end a run after the step it is in, with its
-state saved; with resume=auto the same command goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
+one process and many give the same loss curve, to rounding. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU end a run
+after the step it is in, with its state saved; those that were ignored when it began (nohup) still are. With resume=auto the same command
+goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
 
 Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or a file cannot be used; 1 the run cannot go on
 (too many steps that are not finite, another process gone).
@@ -36,10 +37,12 @@ from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.checkpoint import load_weights
+from utils.console import lasting_console
 from utils.distributed import barrier, distribute, locally, process_group, rank, world_size
 from utils.faults.guard import StepGuard, poisoned
-from utils.faults.lockstep import STOPPED, Interrupted
+from utils.faults.lockstep import Interrupted
 from utils.faults.run import Run
+from utils.faults.signals import STOPPED, stopped, stops
 from utils.loader import spare_workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
@@ -49,6 +52,7 @@ LOGGER = logging.getLogger("training")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
 
 
+@lasting_console()
 def train(cfg: EasyDict, device: torch.device) -> None:
     """One run of the settings `cfg` on this process's `device`; all that comes of it is in the folder `cfg.output`.
 
@@ -245,6 +249,7 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
         LOGGER.warning(remark)
 
 
+@lasting_console()
 def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
@@ -252,9 +257,12 @@ def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
             train(cfg, device)
 
     try:
-        return run_command("train", work, complete(config), __doc__, arguments, PUBLISHED)
-    except (Interrupted, KeyboardInterrupt):
+        with stops():  # before the first step, where nothing is lost yet
+            return run_command("train", work, complete(config), __doc__, arguments, PUBLISHED)
+    except Interrupted:
         return STOPPED
+    except KeyboardInterrupt as error:
+        return stopped(error, "there was no step to save")
     except RunError as error:
         print(f"train: {one_line(error)}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@
 
 A run has a folder in `output`, named after its dataset, network, xi, seed and protocol. It holds `results.csv` (one row an epoch),
 `projections.csv` (Fig. 1b) and the weights. The same command goes on with a run that was interrupted, as if it had not been; with more
-epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used.
+epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75 stopped by Ctrl-C or a signal: the same command goes on.
 """
 import sys
 import time
@@ -27,9 +27,11 @@ from eval.show import toy
 from headers import get_header
 from train import objective
 from utils import InputError
+from utils.console import lasting_console
 from utils.utils_callbacks import CallBackCheckpoint
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
+from utils.faults.signals import stopped, stops
 from utils.utils_logging import AverageMeter, means_over_ranks
 
 config = EasyDict()
@@ -49,6 +51,7 @@ config.output = "out/toy"
 FREE = {"data_root", "epochs", "device", "output"}  # settings that may differ between a run and its continuation
 
 
+@lasting_console()
 def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     """The run of the settings `cfg` (or the five of network=all), or what is left of it; returns the results, a row an epoch, as
     eval.show.toy.read_results does.
@@ -114,13 +117,18 @@ def check(cfg: EasyDict) -> None:
     check_not_negative(cfg, "xi", "lambda_", "lr")
 
 
+@lasting_console()
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
         with process_group(cfg.device) as device:
             train_toy(cfg, device)
 
-    return run_command("train_toy", work, config, __doc__, arguments)
+    try:
+        with stops():
+            return run_command("train_toy", work, config, __doc__, arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error, "the same command goes on from the last whole epoch")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
+from utils.faults.signals import unbroken
 from utils.distributed import barrier, rank, world_size
 from utils.precision import full_precision
 
@@ -54,8 +55,9 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     entry |= {way: count + entry.get(way, 0) for way, count in journal.passes.items()}
     found.summary.update(summarise(found))
     if rank() == 0:
-        results.write_records(subject.folder, found)
-        journal.remove()
+        with unbroken():
+            results.write_records(subject.folder, found)
+            journal.remove()
         _warn_of_fallen_certificates(found, name)
     barrier()
     return found

@@ -30,7 +30,8 @@ from utils.settings import override
 from utils.files import atomic_write
 from utils.faults.guard import StepGuard, poisoned
 from utils.images import encode_image
-from utils.faults.lockstep import STOPPED, StopSignals, in_lockstep
+from utils.faults.lockstep import in_lockstep
+from utils.faults.signals import REQUESTS, STOPPED, StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tests" / "tiny_training.py"
@@ -85,7 +86,7 @@ def at_step(monkeypatch, step, act):
 
 # --- interruption
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", REQUESTS, ids=lambda number: number.name)
 def test_a_signal_ends_the_run_after_the_step_and_loses_nothing(faces, uninterrupted, tmp_path, monkeypatch, number):
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import nn
 
-from utils import InputError
+from utils import InputError, printable
 from utils import checkpoint
 from utils.distributed import gather_objects, rank, undistributed, world_size
 from utils.files import remove_unfinished
@@ -88,7 +88,7 @@ def _write_scalars(writer: Any, group: str, scalars: Mapping[str, float], step: 
         return
     try:
         for name, value in scalars.items():
-            writer.add_scalar(f"{group}/{name}", value, step)
+            writer.add_scalar(printable(f"{group}/{name}"), value, step)
     except OSError as error:  # of a full disk: plots are no reason to end a run
         writer.failed = True
         LOGGER.warning("TensorBoard gets no more scalars: %s", error)

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.commands.arguments import budget, count, device_named, inside, network_arguments, result_folders, share
 from eval.evaluation import Evaluation
-from utils import InputError
+from utils import InputError, printable
 
 
 def declare(commands: Any) -> None:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     device = device_named(args.device)
     dataset = get_dataset(args.rec)
     model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
-    origin = {**model.origin, "faces": Path(args.rec).name, "faces_fingerprint": dataset.fingerprint()}
+    origin = {**model.origin, "faces": printable(Path(args.rec).name), "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)
     split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
     probes, summary = identification.identify(model.network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
