@@ -40,6 +40,7 @@ from utils.checkpoint import load_weights
 from utils.console import lasting_console
 from utils.distributed import barrier, distribute, locally, process_group, rank, world_size
 from utils.faults.guard import StepGuard, poisoned
+from utils.faults.launch import alone_among_tasks
 from utils.faults.lockstep import Interrupted
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
@@ -245,7 +246,7 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
                 f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
-    for remark in run.checkpoints.remarks:
+    for remark in filter(None, [*run.checkpoints.remarks, alone_among_tasks()]):
         LOGGER.warning(remark)
 
 

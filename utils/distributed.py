@@ -1,7 +1,6 @@
 """One process or many: the few collective operations that training and evaluation need, each a no-op in a single process."""
 import contextlib
 import datetime
-import os
 from typing import Any, Iterator, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import InputError
+from utils.faults.launch import launch
 from utils.faults.rendezvous import TIMEOUT, of_this_start, raise_for_lost_process
 
 
@@ -82,13 +82,14 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     """Join the processes that torchrun started (nccl for CUDA, gloo for the CPU) and yield this process's device.
 
     device: "cpu", "cuda", "cuda:1" ...; None: CUDA where there is one. Without torchrun nothing is joined. Raises InputError for a
-    device that is not there, and RunError where another process ended or did not answer within `timeout` seconds.
+    device that is not there and for an environment that cannot be used (`launch`), and RunError where another process ended or did not
+    answer within `timeout` seconds.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local)
+    start = launch()
+    chosen = _device(device, start.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if "WORLD_SIZE" not in os.environ:
+    if not start.grouped:
         yield chosen
         return
     try:

@@ -95,8 +95,14 @@ def search_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def device_named(name: str | None) -> Any:
-    """The torch.device of --device; None: cuda where there is one. Raises InputError for one that is not there."""
+    """The torch.device of --device for a command that is one process; None: cuda where there is one. Raises InputError for one that is not
+    there, and for one of several processes.
+    """
     import torch
+
+    from utils.faults.launch import launch
+    if launch().world_size > 1:
+        raise InputError(f"environment: WORLD_SIZE={launch().world_size}: this command is one process, leave torchrun out")
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
