@@ -29,6 +29,7 @@ from utils.console import lasting_console
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
 from utils.files import read_json, sha256, write_json
+from utils.faults.folder import owned
 from utils.faults.signals import stopped, stops
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
@@ -89,7 +90,11 @@ def ablation(cfg: EasyDict) -> None:
     bins = sorted(Path(cfg.data).glob("*.bin"))
     if not bins:
         raise InputError(f"{cfg.data}: no .bin file, expected train.rec, train.idx and at least one (data=FOLDER names another folder)")
-    output = Path(cfg.output)
+    with owned(cfg.output):
+        _ablation(cfg, bins, Path(cfg.output))
+
+
+def _ablation(cfg: EasyDict, bins: Sequence[Path], output: Path) -> None:
     for name in cfg.runs:
         train_run(cfg, name, output / name / "train")
     with process_group(cfg.device) as device:

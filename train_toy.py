@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from backbones import get_backbone
 from backbones.toyexamples import EMBEDDING
-from datasets_toy import TOY_SETS
+from datasets_toy import TOY_SETS, ToySet
 from eval.show import toy
 from headers import get_header
 from train import objective
@@ -31,6 +31,7 @@ from utils.console import lasting_console
 from utils.utils_callbacks import CallBackCheckpoint
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
+from utils.faults.folder import owned
 from utils.faults.signals import stopped, stops
 from utils.utils_logging import AverageMeter, means_over_ranks
 
@@ -65,7 +66,12 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     epochs, batch_size = cfg.epochs or kind.epochs, cfg.batch_size or kind.batch_size
     folder = Path(cfg.output) / toy.run_name(cfg.dataset, cfg.network, cfg.xi, cfg.seed, cfg.protocol)
     data = kind.read(Path(cfg.data_root))
+    with owned(folder):
+        return _trained(cfg, device, folder, data, epochs, batch_size)
 
+
+def _trained(cfg: EasyDict, device: torch.device, folder: Path, data: ToySet, epochs: int, batch_size: int) -> pd.DataFrame:
+    kind = TOY_SETS[cfg.dataset]
     torch.manual_seed(cfg.seed)
     network = get_backbone(toy.NETWORKS[cfg.network] + kind.networks).to(device, memory_format=torch.channels_last)
     assign = "published" if cfg.protocol == "paper" else "rank"

@@ -189,11 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
+    from utils.faults.folder import owned
+
     if options.command == "rec":
-        count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
+        with owned(options.out.parent):
+            count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
         print(f"{options.out}.rec: {count} images of {identities} identities")
     else:
-        print(f"{options.out}: {build_bin(options.pairs, options.images, options.out, options.size, progress=True)} pairs")
+        with owned(options.out.parent, f".{options.out.name}.lock"):
+            count = build_bin(options.pairs, options.images, options.out, options.size, progress=True)
+        print(f"{options.out}: {count} pairs")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One process or many: the few collective operations that training and evaluation need, each a no-op in a single process."""
 import contextlib
 import datetime
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,22 @@ def gather_objects(value: Any) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first_rank(make: Callable[[], Any]) -> Any:
+    """What `make` returns on rank 0, on every rank. InputError and OSError that it raises there are raised, as InputError, on all of them."""
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = make()
+        except (InputError, OSError) as caught:
+            if world_size() == 1:
+                raise
+            error = caught
+    value, reason = gather_objects((value, error and str(error)))[0]
+    if reason:
+        raise InputError(reason if rank() == 0 else f"process {rank()} stops with process 0: {reason}") from error
+    return value
 
 
 def sums_over_ranks(values: Sequence[int]) -> list[int]:

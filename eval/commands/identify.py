@@ -41,11 +41,18 @@ def run(args: argparse.Namespace) -> None:
     folder = result_folders(args.out, [args.rec])[0]
     if args.poisoned > args.enrolled:
         raise InputError(f"--poisoned {args.poisoned}: expected at most --enrolled {args.enrolled}")
-    from datasets import get_dataset
-    from eval import identification
-    from eval.store.subject import load_model, require_lipschitz
+    from eval.store.subject import require_lipschitz
+    from utils.faults.folder import owned
     require_lipschitz(args.backbone, "certified radii")
     device = device_named(args.device)
+    with owned(folder):
+        _identify(args, folder, device)
+
+
+def _identify(args: argparse.Namespace, folder: Path, device: Any) -> None:
+    from datasets import get_dataset
+    from eval import identification
+    from eval.store.subject import load_model
     dataset = get_dataset(args.rec)
     model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
     origin = {**model.origin, "faces": printable(Path(args.rec).name), "faces_fingerprint": dataset.fingerprint()}
