@@ -26,8 +26,10 @@ from eval.show import report
 from eval.store import provenance, results
 from eval.store.subject import load_model, open_subject
 from utils import InputError
+from utils.console import lasting_console
 from utils.distributed import process_group
-from utils.faults.lockstep import STOPPED
+from utils.faults.folder import owned
+from utils.faults.signals import stopped, stops
 from utils.files import found_in, read_json, sha256, write_json
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 
@@ -92,7 +94,11 @@ def ablation(cfg: EasyDict) -> None:
     bins = found_in(cfg.data, "*.bin")
     if not bins:
         raise InputError(f"{cfg.data}: no .bin file, expected train.rec, train.idx and at least one (data=FOLDER names another folder)")
-    output = Path(cfg.output)
+    with owned(cfg.output):
+        _ablation(cfg, bins, Path(cfg.output))
+
+
+def _ablation(cfg: EasyDict, bins: Sequence[Path], output: Path) -> None:
     for name in cfg.runs:
         train_run(cfg, name, output / name / "train")
     with process_group(cfg.device) as device:
@@ -208,12 +214,14 @@ def check(cfg: EasyDict) -> None:
         raise InputError(f"setting fars={list(cfg.fars)}, loose_far={cfg.loose_far}: expected numbers between 0 and 1")
 
 
+@lasting_console()
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     try:
-        return run_command("ablation", ablation, config, __doc__, arguments)
-    except KeyboardInterrupt:
-        return STOPPED
+        with stops():
+            return run_command("ablation", ablation, config, __doc__, arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error, "the same command goes on from what is finished")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 FREE = {"rec", "recordio_backend", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose", "val_targets",
         "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps", "timeout",
         "resume_changed"}
+# of these, those that may differ between the processes of a run: where a machine has its files, and what it is
+OF_A_MACHINE = {"rec", "recordio_backend", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
 
 
 def _precision(fp16: str) -> str:

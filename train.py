@@ -7,8 +7,9 @@
     torchrun --standalone --nproc_per_node=2 train.py backbone=sllnet_small output=out/run   # two CPU processes
 
 Arguments are `key=value` settings over those of config.py, which lists them all. `batch_size` is that of all processes together:
-one process and many give the same loss curve, to rounding. SIGTERM and SIGINT (Ctrl-C) end a run after the step it is in, with its
-state saved; with resume=auto the same command goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
+one process and many give the same loss curve, to rounding. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU end a run
+after the step it is in, with its state saved; those that were ignored when it began (nohup) still are. With resume=auto the same command
+goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
 
 Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or a file cannot be used; 1 the run cannot go on
 (too many steps that are not finite, another process gone).
@@ -28,17 +29,22 @@ from torch import Tensor, nn
 
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
-from config_checks import FREE, PUBLISHED, checked, complete
+from config_checks import FREE, OF_A_MACHINE, PUBLISHED, checked, complete
 from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
 from headers import HEADERS, get_header
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.checkpoint import load_weights
-from utils.distributed import barrier, distribute, locally, process_group, rank, world_size
+from utils.console import lasting_console
+from utils.distributed import distribute, from_first_rank, locally, process_group, rank, world_size
+from utils.faults.folder import owned
 from utils.faults.guard import StepGuard, poisoned
-from utils.faults.lockstep import STOPPED, Interrupted
+from utils.faults.launch import alone_among_tasks
+from utils.faults.lockstep import Interrupted
+from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
 from utils.faults.run import Run
+from utils.faults.signals import STOPPED, stopped, stops
 from utils.loader import spare_workers as workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
@@ -48,22 +54,31 @@ LOGGER = logging.getLogger("training")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
 
 
+@lasting_console()
 def train(cfg: EasyDict, device: torch.device) -> None:
     """One run of the settings `cfg` on this process's `device`; all that comes of it is in the folder `cfg.output`.
 
     Raises InputError for settings, data or a state that cannot be used.
     """
     cfg = checked(cfg)
+    with owned(cfg.output):
+        _train(cfg, device)
+
+
+def _train(cfg: EasyDict, device: torch.device) -> None:
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cfg.deterministic, not cfg.deterministic
     precision = "fp32" if cfg.precision == "fp16" and device.type == "cpu" else cfg.precision
     fp16 = precision == "fp16"
 
-    dataset = training_set(cfg)
-    loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
-                            skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
+    with all_or_none():  # files of users, which one machine may have and another lack
+        dataset = training_set(cfg)
+        loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
+                                skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
+        network = build_network(cfg).to(device)
+    settings = settings_of(cfg, dataset)
+    require_agreement({key: value for key, value in {**cfg, **settings}.items() if key not in OF_A_MACHINE})
     total_steps = cfg.num_epoch * len(loader)
-    network = build_network(cfg).to(device)
     embed = ScaledInput(network, input_scale(cfg.backbone))
     header = build_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
     optimizer = torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
@@ -75,7 +90,7 @@ def train(cfg: EasyDict, device: torch.device) -> None:
 
     # where an earlier start left off, if there was one
     parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    run = Run(cfg, parts, settings_of(cfg, dataset), loader)
+    run = Run(cfg, parts, settings, loader)
     guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16, output=cfg.output)
     verification = verification_of(cfg, dataset.image_size, run)
     init_logging(rank(), cfg.output, "training")
@@ -214,12 +229,14 @@ def training_set(cfg: EasyDict) -> Faces:
 def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallBackVerification:
     """On the .bin files beside the data, with synthetic data on pairs of further identities; the best so far are part of the state."""
     targets, folder = cfg.val_targets, Path(cfg.rec) if Path(cfg.rec).is_dir() else Path(cfg.rec).parent
-    if cfg.rec == "synthetic":
-        targets, folder = ["synthetic"] if targets is None else targets, Path(cfg.output)
-        if rank() == 0:
-            write_bin(folder / "synthetic.bin", *synthetic_pairs(num_pairs=400, seed=cfg.seed))
-        barrier()
-    verification = CallBackVerification(targets, folder, image_size=image_size)
+    with contextlib.ExitStack() as stack:
+        if cfg.rec == "synthetic":
+            targets, file = ["synthetic"] if targets is None else targets, Path(cfg.output) / "synthetic.bin"
+            from_first_rank(lambda: write_bin(file, *synthetic_pairs(num_pairs=400, seed=cfg.seed)))
+            folder = stack.enter_context(file_of_first_rank(file)).parent
+        with all_or_none():
+            verification = CallBackVerification(targets, folder, image_size=image_size)
+    require_agreement({"sets of pairs": {name: len(verify.keywords["pairs"].same) for name, verify in verification.verify.items()}})
     verification.highest.update(run.progress["highest"])
     run.progress["highest"] = verification.highest
     return verification
@@ -242,10 +259,11 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
                 f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
-    for remark in (*getattr(dataset, "remarks", ()), *run.checkpoints.remarks):
+    for remark in filter(None, [*getattr(dataset, "remarks", ()), *run.checkpoints.remarks, alone_among_tasks()]):
         LOGGER.warning(remark)
 
 
+@lasting_console()
 def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
@@ -253,9 +271,12 @@ def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
             train(cfg, device)
 
     try:
-        return run_command("train", work, complete(config), __doc__, arguments, PUBLISHED)
-    except (Interrupted, KeyboardInterrupt):
+        with stops():  # before the first step, where nothing is lost yet
+            return run_command("train", work, complete(config), __doc__, arguments, PUBLISHED)
+    except Interrupted:
         return STOPPED
+    except KeyboardInterrupt as error:
+        return stopped(error, "there was no step to save")
     except RunError as error:
         print(f"train: {one_line(error)}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@
 
 A run has a folder in `output`, named after its dataset, network, xi, seed and protocol. It holds `results.csv` (one row an epoch),
 `projections.csv` (Fig. 1b) and the weights. The same command goes on with a run that was interrupted, as if it had not been; with more
-epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used.
+epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75 stopped by Ctrl-C or a signal: the same command goes on.
 """
 import sys
 import time
@@ -22,12 +22,15 @@ from tqdm import tqdm
 
 from backbones import get_backbone
 from backbones.toyexamples import EMBEDDING
-from datasets_toy import TOY_SETS
+from datasets_toy import TOY_SETS, ToySet
 from eval.show import toy
 from headers import get_header
 from train import objective
 from utils import InputError
+from utils.console import lasting_console
 from utils.distributed import process_group
+from utils.faults.folder import owned
+from utils.faults.signals import stopped, stops
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.utils_callbacks import CallBackCheckpoint
 from utils.utils_logging import AverageMeter, means_over_ranks
@@ -49,6 +52,7 @@ config.output = "out/toy"
 FREE = {"data_root", "epochs", "device", "output"}  # settings that may differ between a run and its continuation
 
 
+@lasting_console()
 def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     """The run of the settings `cfg` (or the five of network=all), or what is left of it; returns the results, a row an epoch, as
     eval.show.toy.read_results does.
@@ -62,7 +66,12 @@ def train_toy(cfg: EasyDict, device: torch.device) -> pd.DataFrame:
     epochs, batch_size = cfg.epochs or kind.epochs, cfg.batch_size or kind.batch_size
     folder = Path(cfg.output) / toy.run_name(cfg.dataset, cfg.network, cfg.xi, cfg.seed, cfg.protocol)
     data = kind.read(Path(cfg.data_root))
+    with owned(folder):
+        return _trained(cfg, device, folder, data, epochs, batch_size)
 
+
+def _trained(cfg: EasyDict, device: torch.device, folder: Path, data: ToySet, epochs: int, batch_size: int) -> pd.DataFrame:
+    kind = TOY_SETS[cfg.dataset]
     torch.manual_seed(cfg.seed)
     network = get_backbone(toy.NETWORKS[cfg.network] + kind.networks).to(device, memory_format=torch.channels_last)
     assign = "published" if cfg.protocol == "paper" else "rank"
@@ -114,13 +123,18 @@ def check(cfg: EasyDict) -> None:
     check_not_negative(cfg, "xi", "lambda_", "lr")
 
 
+@lasting_console()
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line: settings from `arguments` (default: the process's own); returns the exit status."""
     def work(cfg: EasyDict) -> None:
         with process_group(cfg.device) as device:
             train_toy(cfg, device)
 
-    return run_command("train_toy", work, config, __doc__, arguments)
+    try:
+        with stops():
+            return run_command("train_toy", work, config, __doc__, arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error, "the same command goes on from the last whole epoch")
 
 
 if __name__ == "__main__":

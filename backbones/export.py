@@ -21,6 +21,8 @@ from backbones import averaged, embedding_size, image_size, is_lipschitz, load_n
 from backbones.bounds import lipschitz_bound
 from backbones.proof import folded_layers
 from utils import InputError, checkpoint, one_line
+from utils.console import lasting_console
+from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, with_homes
 from utils.remarks import warnings_as_lines
 
@@ -112,6 +114,7 @@ def _size(text: str) -> int:
     return int(text)
 
 
+@lasting_console()
 @warnings_as_lines()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
@@ -125,19 +128,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="average: embeddings are means over an image and its mirror image (default none)")
     args = with_homes(parser.parse_args(argv))
     try:
-        if not is_lipschitz(args.backbone):
-            raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
-        size = args.image_size or image_size(args.backbone)
-        if args.flip == "average" and Path(args.out).suffix == ".pt":
-            raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
-        network = load_network(args.backbone, args.weights)
-        embedding_size(network, size)
-        export(averaged(network, args.flip), args.out, size)
+        with stops():
+            _export(args)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        return stopped(error, "nothing was written", INTERRUPTED)
     print(args.out)
     return 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    if not is_lipschitz(args.backbone):
+        raise InputError(f"--backbone {args.backbone}: no SLL network, there is nothing to fold")
+    size = args.image_size or image_size(args.backbone)
+    if args.flip == "average" and Path(args.out).suffix == ".pt":
+        raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
+    network = load_network(args.backbone, args.weights)
+    embedding_size(network, size)
+    export(averaged(network, args.flip), args.out, size)
 
 
 if __name__ == "__main__":

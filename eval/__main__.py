@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 import eval.commands
 from utils import InputError, RunError, one_line
+from utils.console import lasting_console
+from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import with_homes
 from utils.remarks import warnings_as_lines
 
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
-
+@lasting_console()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where an audit finds a violation, 2 where the input cannot be used, or 130 after
-    Ctrl-C, from where attacks and audits go on with the same command.
+    """Run the command line; returns the exit status: 0, 1 where an audit finds a violation, 2 where the input cannot be used, 130 after
+    Ctrl-C, or 75 after another signal that asks to stop. Attacks and audits then go on with the same command.
     """
     parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -32,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (InputError, RunError, OSError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("stopped: nothing that was finished is lost; the same command goes on from it", file=sys.stderr)
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            return stopped(error, "nothing that was finished is lost; the same command goes on from it", INTERRUPTED)
 
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        return args.run(args) or 0
+        with stops():
+            return args.run(args) or 0
     except RuntimeError as error:
         from utils.distributed import raise_for_lost_process
         raise_for_lost_process(error)

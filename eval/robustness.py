@@ -30,6 +30,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
+from utils.faults.signals import unbroken
 from utils.files import found_in
 from utils.precision import full_precision
 
@@ -55,8 +56,9 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     entry |= {way: count + entry.get(way, 0) for way, count in journal.passes.items()}
     found.figures.update(summarise(found))
     if rank() == 0:
-        results.write_records(subject.folder, found)
-        journal.remove()
+        with unbroken():
+            results.write_records(subject.folder, found)
+            journal.remove()
         _warn_of_fallen_certificates(found, name)
     barrier()
     return found

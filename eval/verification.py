@@ -24,9 +24,10 @@ from datasets import to_float
 from eval.certification import is_paper
 from eval.folds import LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate, ten_fold_accuracy
 from eval.rates import auc, best_accuracy, eer, roc, tar_far, threshold_at_far
-from utils import InputError, RecordError
+from utils import InputError, RecordError, printable
 from utils.directions import cosine, norms
 from utils.distributed import all_gather_interleaved, rank, world_size
+from utils.faults.signals import leave_to_the_parent
 from utils.images import decode_image, encode_image
 from utils.images import image_size as size_of
 from utils.precision import full_precision
@@ -66,8 +67,8 @@ class PairSet:
 
     @property
     def name(self) -> str:
-        """The file's name without folder and ending, e.g. "lfw"."""
-        return Path(self.path).stem
+        """The file's name without folder and ending, e.g. "lfw", as it can be shown and written down."""
+        return printable(Path(self.path).stem)
 
     def describe(self, image: int) -> str:
         """The file and the place in it of a unique image, for messages."""
@@ -259,7 +260,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
     # equal shares, as gathering needs: a rank that runs out takes the last image again, which is cut off below
     order = [min(number, len(images) - 1) for number in range(share, -(-len(images) // ranks) * ranks, ranks)]
     loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
-                        pin_memory=device.type == "cuda")
+                        pin_memory=device.type == "cuda", worker_init_fn=leave_to_the_parent)
     embeddings, done = torch.empty(0), 0
     with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
             tqdm(total=len(order), desc=progress, unit="image", disable=None if progress else True) as bar:

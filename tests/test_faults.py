@@ -24,7 +24,8 @@ from eval.verification import embed_images
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, checkpoint
 from utils.faults.guard import StepGuard, poisoned
-from utils.faults.lockstep import STOPPED, StopSignals, in_lockstep
+from utils.faults.lockstep import in_lockstep
+from utils.faults.signals import REQUESTS, STOPPED, StopSignals
 from utils.files import atomic_write
 from utils.images import encode_image
 from utils.settings import override
@@ -83,7 +84,7 @@ def at_step(monkeypatch, step, act):
 
 # --- interruption
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", REQUESTS, ids=lambda number: number.name)
 def test_a_signal_ends_the_run_after_the_step_and_loses_nothing(faces, uninterrupted, tmp_path, monkeypatch, number):
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:

@@ -16,8 +16,12 @@ class InputError(ValueError):
 
 def one_line(error: object) -> str:
     """How command lines print an error: one line, in which a terminal finds nothing to obey, whatever the names in it are."""
-    text = " ".join(str(error).split())
-    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(" ".join(str(error).split()))
+
+
+def printable(name: str) -> str:
+    """The same name, or one with escapes where it has what cannot be shown or written down as UTF-8 (line breaks, bytes that are no text)."""
+    return name if name.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 class RecordError(InputError):

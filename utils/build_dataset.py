@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import InputError, one_line
+from utils.console import lasting_console
+from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, read_file, text_of, with_homes
 from utils.pair_lists import parse_pairs
 
@@ -161,21 +163,34 @@ def _pixels(text: str) -> int:
     return int(text)
 
 
+@lasting_console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status (2 for input that cannot be used)."""
+    """The command line; returns the exit status (2 for input that cannot be used, 75 after a signal, 130 after Ctrl-C)."""
     options = with_homes(_parser().parse_args(arguments))
     try:
-        if options.command == "rec":
-            count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
-            print(f"{options.out}.rec: {count} images of {identities} identities")
-        elif options.command == "idx":
-            print(f"{options.rec.with_suffix('.idx')}: {build_idx(options.rec)} records")
-        else:
-            print(f"{options.out}: {build_bin(options.pairs, options.images, options.out, options.size, progress=True)} pairs")
+        with stops():
+            _build(options)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        return stopped(error, "nothing was written", INTERRUPTED)
     return 0
+
+
+def _build(options: argparse.Namespace) -> None:
+    from utils.faults.folder import owned
+
+    if options.command == "rec":
+        with owned(options.out.parent):
+            count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
+        print(f"{options.out}.rec: {count} images of {identities} identities")
+    elif options.command == "idx":
+        print(f"{options.rec.with_suffix('.idx')}: {build_idx(options.rec)} records")
+    else:
+        with owned(options.out.parent, f".{options.out.name}.lock"):
+            count = build_bin(options.pairs, options.images, options.out, options.size, progress=True)
+        print(f"{options.out}: {count} pairs")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """One process or many: the few collective operations that training and evaluation need, each a no-op in a single process."""
 import contextlib
 import datetime
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import InputError
+from utils.faults.launch import launch
 from utils.faults.rendezvous import TIMEOUT, of_this_start, raise_for_lost_process
 
 
@@ -53,6 +53,22 @@ def gather_objects(value: Any) -> list:
     return values
 
 
+def from_first_rank(make: Callable[[], Any]) -> Any:
+    """What `make` returns on rank 0, on every rank. InputError and OSError that it raises there are raised, as InputError, on all of them."""
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = make()
+        except (InputError, OSError) as caught:
+            if world_size() == 1:
+                raise
+            error = caught
+    value, reason = gather_objects((value, error and str(error)))[0]
+    if reason:
+        raise InputError(reason if rank() == 0 else f"process {rank()} stops with process 0: {reason}") from error
+    return value
+
+
 def sums_over_ranks(values: Sequence[int]) -> list[int]:
     """The sum over all ranks of each of a few integers. Goes through the CPU: no device is waited for."""
     sums = torch.tensor(values, dtype=torch.int64)
@@ -83,13 +99,14 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     """Join the processes that torchrun started (nccl for CUDA, gloo for the CPU) and yield this process's device.
 
     device: "cpu", "cuda", "cuda:1" ...; None: CUDA where there is one. Without torchrun nothing is joined. Raises InputError for a
-    device that is not there, and RunError where another process ended or did not answer within `timeout` seconds.
+    device that is not there and for an environment that cannot be used (`launch`), and RunError where another process ended or did not
+    answer within `timeout` seconds.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local)
+    start = launch()
+    chosen = _device(device, start.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if "WORLD_SIZE" not in os.environ:
+    if not start.grouped:
         yield chosen
         return
     try:

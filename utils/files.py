@@ -26,7 +26,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        # names of files may be no text: they are written as messages show them
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with os.fdopen(handle, mode, **text) as file:
             yield file
             file.flush()

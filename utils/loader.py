@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from utils import InputError, RecordError
+from utils.faults.signals import leave_to_the_parent
 from utils.utils_distributed_sampler import DistributedSampler
 
 LOGGER = logging.getLogger("training")
@@ -110,7 +111,7 @@ class Loader:
         self.bad_records: dict[str, str] = {}
         self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
         workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,
-                       worker_init_fn=_leave_signals_to_the_parent)
+                       worker_init_fn=leave_to_the_parent)
         self._make = partial(DataLoader, self._reader, batch_sampler=EpochBatches(sampler, batch_size),
                              collate_fn=_as_it_is, num_workers=num_workers, pin_memory=pin_memory,
                              generator=torch.Generator(),  # or DataLoader draws from the global one
@@ -176,11 +177,6 @@ class _children_are_not_watched:
     def __exit__(self, *_) -> None:
         if self.mine and self.before is not None:
             signal.signal(signal.SIGCHLD, self.before)
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch):

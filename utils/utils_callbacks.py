@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import InputError, checkpoint
-from utils.distributed import gather_objects, rank, undistributed, world_size
+from utils import InputError, checkpoint, printable
+from utils.distributed import from_first_rank, gather_objects, rank, undistributed, world_size
+from utils.faults.folder import is_owned
+from utils.faults.machines import file_of_first_rank, where
 from utils.files import found_in, remove_unfinished
 from utils.untrusted.torchfile import check
 from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
@@ -88,7 +90,7 @@ def _write_scalars(writer: Any, group: str, scalars: Mapping[str, float], step: 
         return
     try:
         for name, value in scalars.items():
-            writer.add_scalar(f"{group}/{name}", value, step)
+            writer.add_scalar(printable(f"{group}/{name}"), value, step)
     except OSError as error:  # of a full disk: plots are no reason to end a run
         writer.failed = True
         LOGGER.warning("TensorBoard gets no more scalars: %s", error)
@@ -139,10 +141,14 @@ class CallBackCheckpoint:
         a fresh run where there are states, for files that are no full state, and for one of a run with other settings (all
         differences are named).
         """
-        chosen = gather_objects(self._choose(wanted) if rank() == 0 else None)[0]
+        there = self.states()
+        chosen = from_first_rank(lambda: self._choose(wanted))
+        if wanted in (None, "auto"):
+            _require_first_rank_to_have(there)
         if chosen is None:
             return {}
-        state = checkpoint.load(chosen, whole=wanted != "auto")  # a state that was chosen has been read already
+        with file_of_first_rank(chosen) as path:
+            state = checkpoint.load(path, whole=wanted != "auto")  # a state that was chosen has been read already
         expected = {"format", "settings", "progress", "random", *self.parts}
         if not isinstance(state, dict) or set(state) != expected or not _is_in_order(state):
             raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
@@ -164,7 +170,8 @@ class CallBackCheckpoint:
         return state["progress"]
 
     def _choose(self, wanted: str | None) -> str | None:
-        remove_unfinished(self.output, "*.pt")
+        if is_owned(self.output):  # or they may be those of another run, which is writing them now
+            remove_unfinished(self.output, "*.pt")
         states = self.states()
         if wanted is None:
             if states:
@@ -190,6 +197,16 @@ class CallBackCheckpoint:
         if damaged:
             raise InputError(f"none of the {len(damaged)} states in {self.output} can be read: {damaged[0][1]}")
         return None
+
+
+def _require_first_rank_to_have(states: Sequence[Path]) -> None:
+    """Raise InputError where another rank has a later state than those of the first one: its machine wrote them at an earlier start."""
+    newest = gather_objects((_step_of(states[0]), where(states[0])) if states else (-1, where("")))
+    number = max(range(len(newest)), key=lambda number: newest[number][0])
+    if newest[number][0] > newest[0][0]:
+        raise InputError(f"process {number} has {newest[number][1]}, a state of an earlier start that process 0 lacks"
+                         + (f", whose latest is {newest[0][1]}" if newest[0][0] >= 0 else "")
+                         + ": copy it there, or give an output that all machines share")
 
 
 def _is_in_order(state: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils import InputError
+from utils.console import lasting_console
 from utils.distributed import rank, world_size
 from utils.files import read_file
 
@@ -40,7 +41,7 @@ def init_logging(rank: int, models_root: str | Path, name: str | None = None) ->
     handlers: list[logging.Handler] = [_ConsoleHandler()]
     if rank == 0:
         Path(models_root).mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(Path(models_root) / "training.log", encoding="utf-8"))
+        handlers.append(_LogFile(Path(models_root) / "training.log", encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
         logger.addHandler(handler)
@@ -66,8 +67,9 @@ class _ConsoleHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
-        tqdm.write(self.format(record), file=sys.stdout)
-        self.flush()
+        with lasting_console():
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 class AverageMeter:
@@ -134,7 +136,7 @@ def tensorboard(folder: str | Path) -> Any:
     threading.excepthook = lambda args: LOGGER.warning("TensorBoard: %s", args.exc_value)
     try:
         return SummaryWriter(str(folder))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a folder whose name is no text
         LOGGER.warning("TensorBoard gets no scalars: %s", error)
         return None
 

@@ -18,6 +18,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject
 from utils import InputError
 from utils.distributed import barrier, rank
+from utils.faults.signals import unbroken
 from utils.files import write_json
 
 
@@ -73,9 +74,10 @@ def audit(subject: Subject, threat: str = "one", steps: int = 100, restarts: int
                "rechecked": int(everything["rechecked"].sum()), **journal.passes}
     report["n_violations"] = len(report["violations"])
     if rank() == 0:
-        results.write_records(subject.folder, found)
-        write_json(subject.folder / results.audit_file(threat), report)
-        journal.remove()
+        with unbroken():
+            results.write_records(subject.folder, found)
+            write_json(subject.folder / results.audit_file(threat), report)
+            journal.remove()
     barrier()
     return report
 

@@ -95,8 +95,14 @@ def search_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def device_named(name: str | None) -> Any:
-    """The torch.device of --device; None: cuda where there is one. Raises InputError for one that is not there."""
+    """The torch.device of --device for a command that is one process; None: cuda where there is one. Raises InputError for one that is not
+    there, and for one of several processes.
+    """
     import torch
+
+    from utils.faults.launch import launch
+    if launch().world_size > 1:
+        raise InputError(f"environment: WORLD_SIZE={launch().world_size}: this command is one process, leave torchrun out")
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,11 +126,13 @@ def subjects(args: argparse.Namespace) -> Iterator[Any]:
     Evaluation(**given(args))  # what is wrong with it is said before anything is loaded
     from eval.store.subject import load_model, open_subject
     from utils.distributed import process_group
+    from utils.faults.folder import owned
     with process_group(args.device) as device:
         model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
         for folder, path in zip(folders, args.bin):
-            yield open_subject(model, path, folder, given(args), device=device, batch_size=args.batch_size, num_workers=args.num_workers,
-                               resize=size_of(args), progress=Path(path).stem)
+            with owned(folder, shared=True):  # all ranks read its records and journals
+                yield open_subject(model, path, folder, given(args), device=device, batch_size=args.batch_size,
+                                   num_workers=args.num_workers, resize=size_of(args), progress=Path(path).stem)
 
 
 def result_folders(out: str, bins: Sequence[str]) -> list[Path]:

@@ -1,6 +1,9 @@
 """`python -m eval certify`: certified radii and accuracies."""
 import argparse
+import contextlib
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.commands.arguments import budget, device_named, evaluation_arguments, given, order, result_folders, size_of
@@ -34,14 +37,23 @@ def run(args: argparse.Namespace) -> None:
     evaluation = Evaluation(**given(args))
     if args.sound and args.tight:
         raise InputError("--sound: its radii are divided by the Lipschitz constant already, leave --tight out")
+    from eval.store.subject import require_lipschitz
+    from utils.faults.folder import owned
+    require_lipschitz(args.backbone, "certified radii")
+    device = device_named(args.device)
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(owned(folder))
+        _certify(args, folders, evaluation, device)
+
+
+def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Evaluation, device: Any) -> None:
     from backbones import naming
     from eval import budgets, records, robustness
     from eval.audit import sound
     from eval.show import tables
     from eval.store import results
-    from eval.store.subject import open_pairs, require_lipschitz
-    require_lipschitz(args.backbone, "certified radii")
-    device = device_named(args.device)
+    from eval.store.subject import open_pairs
     model, proven = _model(args, device)
     found = []
     for folder, path in zip(folders, args.bin):

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.commands.arguments import budget, count, device_named, inside, network_arguments, result_folders, share
 from eval.evaluation import Evaluation
-from utils import InputError
+from utils import InputError, printable
 
 
 def declare(commands: Any) -> None:
@@ -41,14 +41,21 @@ def run(args: argparse.Namespace) -> None:
     folder = result_folders(args.out, [args.rec])[0]
     if args.poisoned > args.enrolled:
         raise InputError(f"--poisoned {args.poisoned}: expected at most --enrolled {args.enrolled}")
-    from datasets import get_dataset
-    from eval import identification
-    from eval.store.subject import load_model, require_lipschitz
+    from eval.store.subject import require_lipschitz
+    from utils.faults.folder import owned
     require_lipschitz(args.backbone, "certified radii")
     device = device_named(args.device)
+    with owned(folder):
+        _identify(args, folder, device)
+
+
+def _identify(args: argparse.Namespace, folder: Path, device: Any) -> None:
+    from datasets import get_dataset
+    from eval import identification
+    from eval.store.subject import load_model
     dataset = get_dataset(args.rec)
     model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
-    origin = {**model.origin, "faces": Path(args.rec).name, "faces_fingerprint": dataset.fingerprint()}
+    origin = {**model.origin, "faces": printable(Path(args.rec).name), "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)
     split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
     probes, summary = identification.identify(model.network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,

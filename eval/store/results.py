@@ -12,6 +12,7 @@ from eval.store import provenance, schema
 from eval.summary import Summary
 from eval.verification import PairSet
 from utils import InputError
+from utils.faults.signals import unbroken
 from utils.files import atomic_write, found_in
 
 PAIRS, IMAGES, ATTACKS, SUMMARY, AUDIT = "pairs.csv", "images.csv", "attacks.csv", "summary.json", "audit.json"
@@ -29,11 +30,12 @@ def audit_file(geometry: str) -> str:
 
 def write_records(folder: str | os.PathLike[str], records: Records) -> None:
     """Write pairs.csv, images.csv, attacks.csv (where there are attacks) and, last, summary.json to `folder`."""
-    for name, table in ((PAIRS, records.pairs), (IMAGES, records.images), (ATTACKS, records.attacks)):
-        if name != ATTACKS or len(table) or (Path(folder) / name).exists():
-            with atomic_write(Path(folder) / name) as file:
-                table.to_csv(file, index=False, lineterminator="\n")  # floats by repr: reading gives the same numbers back
-    schema.write_summary(Path(folder) / SUMMARY, records.summary)
+    with unbroken():
+        for name, table in ((PAIRS, records.pairs), (IMAGES, records.images), (ATTACKS, records.attacks)):
+            if name != ATTACKS or len(table) or (Path(folder) / name).exists():
+                with atomic_write(Path(folder) / name) as file:
+                    table.to_csv(file, index=False, lineterminator="\n")  # floats by repr: reading gives the same numbers back
+        schema.write_summary(Path(folder) / SUMMARY, records.summary)
 
 
 def read_records(folder: str | os.PathLike[str], certified: bool = True) -> Records:

@@ -1,16 +1,13 @@
 """All ranks go from step to step together: they stop at the same step, on a signal or when one of them cannot go on."""
 import logging
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from utils import InputError
 from utils.distributed import gather_objects, rank, sums_over_ranks
+from utils.faults.signals import StopSignals
 
 LOGGER = logging.getLogger("training")
-STOPPED = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Batch = TypeVar("Batch")
 
@@ -21,28 +18,6 @@ class Interrupted(Exception):
 
 class DataError(InputError):
     """One of the ranks has no batch. Raised on all of them between the same two steps."""
-
-
-class StopSignals:
-    """Inside, SIGTERM and SIGINT only leave a note, however often they come: torchrun passes on what the terminal has already sent.
-
-    Outside the main thread, where Python has no signal handlers, nothing changes.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    def __enter__(self) -> "StopSignals":
-        here = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS} if here else {}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.received = signal.Signals(number).name
 
 
 def in_lockstep(loader: Iterable[Batch], signals: StopSignals, max_bad_records: int) -> Iterator[Batch]:
@@ -59,6 +34,7 @@ def in_lockstep(loader: Iterable[Batch], signals: StopSignals, max_bad_records: 
             batch = next(iterator, None)
         except InputError as caught:
             error = caught
+            signals.wait(0.5)  # a scheduler's signal may have reached the processes that load data before this one
         bad_records = getattr(loader, "bad_records", {})
         stopping, failing, bad = sums_over_ranks([signals.received is not None, error is not None, len(bad_records)])
         if stopping:  # first: the signal that stops a run also kills the processes that load its data

@@ -7,7 +7,7 @@ import uuid
 import torch
 import torch.distributed as dist
 
-from utils import RunError
+from utils import InputError, RunError
 
 TIMEOUT = 1800  # seconds
 # what gloo, nccl and the store that joins them say when a process has gone or does not answer
@@ -15,8 +15,12 @@ _LOST = re.compile(r"\b(gloo|nccl|c10d|\w*store|socket)\b|processgroup|connectio
 
 
 def raise_for_lost_process(error: RuntimeError, timeout: float = TIMEOUT) -> None:
-    """Raise RunError instead of what a collective operation raises where another process ended or does not answer; return for others."""
+    """Raise RunError instead of what a collective operation raises where another process ended or does not answer, InputError where
+    another program uses their port; return for others.
+    """
     first = str(error).strip().split("\n")[0]
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+        raise InputError(f"environment: MASTER_PORT={os.environ.get('MASTER_PORT')}: another program uses this port") from error
     if not isinstance(error, (RunError, torch.OutOfMemoryError)) and _LOST.search(first):
         raise RunError(f"process {os.environ.get('RANK', 0)}: another process ended, or did not answer within {timeout:g} seconds: "
                        f"{first}") from error

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from utils import RunError
 from utils.distributed import rank
-from utils.faults.lockstep import DataError, Interrupted, StopSignals, in_lockstep
+from utils.faults.lockstep import DataError, Interrupted, in_lockstep
+from utils.faults.signals import StopSignals
 from utils.loader import Loader
 from utils.utils_callbacks import CallBackCheckpoint
 
