@@ -34,8 +34,8 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     """Unpickle `path` (protocols 0 to 5, Python 2 and 3; Python 2's str comes back as bytes).
 
     Only bytes, str, bool, None, numbers, lists, tuples, and numpy arrays and scalars of numbers or bytes are built, and arrays of objects
-    that are one of these. Time and memory are bounded by the size of the file. Raises OSError where it cannot be read and InputError, naming the file and the
-    byte, for anything else.
+    that are one of these. Time and memory are bounded by the size of the file. Raises OSError where it cannot be read and InputError,
+    naming the file and the byte, for anything else.
     """
     size = require_file(path)
     with open(path, "rb") as file:
@@ -317,10 +317,11 @@ class PlainUnpickler:
         target.build(state) if isinstance(target, _Dtype) else _fill(target, state)
 
     def _count(self, arguments: tuple) -> None:
-        """One long string of the file, named again and again, must not become many long copies (short ones are
+        """One long string or list of the file, named again and again, must not become many long copies (short ones are
         bounded anyway).
         """
         sizes = [len(argument) for argument in arguments if isinstance(argument, (str, bytes, bytearray))]
+        sizes += [8 * len(argument) for argument in arguments if isinstance(argument, list)]  # pointers
         self.made += sum(size for size in sizes if size > 64)
         if self.made > _EXPANSION * self.size:
             raise Refused("more bytes than a file of this size can hold")
