@@ -254,11 +254,11 @@ def _(folder):
 
 
 @form("a label that `num_classes=` has no room for")
-def _(folder, monkeypatch=pytest.MonkeyPatch):
+def _(folder):
     with pytest.raises(InputError, match=r"train.rec: key 4: label 41, expected an integer in \[0, 10\); num_classes=42 has room") as error:
         RecordDataset(records(folder, [0, 0, 20, 41], (5, 8)), num_classes=10)
     assert not isinstance(error.value, RecordError)  # which on_bad_record=skip would leave out
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.LABELS_CHECKED", 2)  # the first and the last of these
         dataset = RecordDataset(records(folder, [0, 30, 20, 9], (5, 8)), num_classes=25)
     with pytest.raises(InputError, match="key 2: label 30.*num_classes=31 has room") as error:
@@ -458,6 +458,11 @@ def _(folder):
     (folder / "ms1mv3").rename(folder / "all" / "ms1mv3")
     with pytest.raises(InputError, match=r"no images in ms1mv3, but train.rec: it may be .*all/ms1mv3 that is meant"):
         get_dataset(folder / "all")
+    (folder / "all" / "ms1mv3" / "train.rec").rename(folder / "all" / "ms1mv3" / "faces.rec")
+    (folder / "all" / "ms1mv3" / "train.idx").rename(folder / "all" / "ms1mv3" / "faces.idx")
+    with pytest.raises(InputError, match=r"has no train.rec, but .*faces.rec, which can be named itself"):
+        get_dataset(folder / "all" / "ms1mv3")
+    assert get_dataset(folder / "all" / "ms1mv3" / "faces.rec").num_classes == 2
     videos = people(folder / "videos" / "ann") and people(folder / "videos" / "bob") and folder / "videos"
     assert get_dataset(videos).num_classes == 2  # two people with a folder for each video
     with pytest.raises(InputError, match="not a regular file, but a folder"):
