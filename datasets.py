@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
-from utils.files import files_under, folders_in, read_file
+from utils.files import files_under, folders_in, found_in, read_file
 from utils.image_folders import labelled_images
 from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
@@ -208,6 +208,8 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
     found = "has neither" if path.is_dir() else "is a file" if path.exists() else "does not exist"
     if path.is_dir() and files_under(path, IMG_EXTENSIONS):
         found = f"holds images itself, so it may be {path.parent} that is meant"
+    elif path.is_dir() and (others := found_in(path, "*.rec")):
+        found = f"has no train.rec, but {others[0]}, which can be named itself"
     raise InputError(f"rec={rec}: {found}; expected a folder with train.rec and train.idx, a .rec file, a folder with a folder of images "
                      "for each identity, or the word synthetic")
 

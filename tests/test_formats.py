@@ -254,11 +254,11 @@ def _(folder):
 
 
 @form("a label that `num_classes=` has no room for")
-def _(folder, monkeypatch=pytest.MonkeyPatch):
+def _(folder):
     with pytest.raises(InputError, match=r"train.rec: key 4: label 41, expected an integer in \[0, 10\); num_classes=42 has room") as error:
         RecordDataset(records(folder, [0, 0, 20, 41], (5, 8)), num_classes=10)
     assert not isinstance(error.value, RecordError)  # which on_bad_record=skip would leave out
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.LABELS_CHECKED", 2)  # the first and the last of these
         dataset = RecordDataset(records(folder, [0, 30, 20, 9], (5, 8)), num_classes=25)
     with pytest.raises(InputError, match="key 2: label 30.*num_classes=31 has room") as error:
@@ -370,6 +370,12 @@ def _(folder):
     assert read_all(RecordDataset(folder)) == [0, 1, 5] and RecordDataset(folder).num_classes == 9
     (folder / "property").write_bytes("7,48,48".encode("utf-16"))
     assert RecordDataset(folder).num_classes == 7
+    (folder / "train.rec").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="git lfs pull"):
+        RecordDataset(folder)
+    (folder / "train.idx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="train.idx: line 1 is .*git lfs pull"):
+        RecordDataset(folder)
 
 
 def people(folder, count=3, images=2):
@@ -391,8 +397,8 @@ def _(folder):
 
 APPLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200)
 LITTER = [".ipynb_checkpoints/0-checkpoint.jpg", "p0/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/p0/._0.jpg", "p0/._0.jpg",
-          "._p0.jpg", "p0/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "p1/Thumbs.db", "Thumbs.db", "p1/desktop.ini", "p0/.DS_Store",
-          ".DS_Store",
+          "._p0.jpg", "p0/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "p1/Thumbs.db", "Thumbs.db", "p1/desktop.ini",
+          "p0/.DS_Store", ".DS_Store",
           ".git/objects/x.jpg", ".Trash-1000/files/0.jpg", "$RECYCLE.BIN/S-1/0.jpg", "System Volume Information/x.jpg", "lost+found/0.jpg",
           "#recycle/0.jpg", "p2/.thumbnails/0.png", "p2/.0.jpg.icloud"]
 
@@ -452,6 +458,11 @@ def _(folder):
     (folder / "ms1mv3").rename(folder / "all" / "ms1mv3")
     with pytest.raises(InputError, match=r"no images in ms1mv3, but train.rec: it may be .*all/ms1mv3 that is meant"):
         get_dataset(folder / "all")
+    (folder / "all" / "ms1mv3" / "train.rec").rename(folder / "all" / "ms1mv3" / "faces.rec")
+    (folder / "all" / "ms1mv3" / "train.idx").rename(folder / "all" / "ms1mv3" / "faces.idx")
+    with pytest.raises(InputError, match=r"has no train.rec, but .*faces.rec, which can be named itself"):
+        get_dataset(folder / "all" / "ms1mv3")
+    assert get_dataset(folder / "all" / "ms1mv3" / "faces.rec").num_classes == 2
     videos = people(folder / "videos" / "ann") and people(folder / "videos" / "bob") and folder / "videos"
     assert get_dataset(videos).num_classes == 2  # two people with a folder for each video
     with pytest.raises(InputError, match="not a regular file, but a folder"):
@@ -514,6 +525,14 @@ def _(folder):
         both[:] = FACES, SAME
         is_read(folder, both, protocol=protocol)
     is_read(folder, ([np.bytes_(data + b"\0\0") for data in FACES], SAME), [data + b"\0\0" for data in FACES])
+    count = 50_000  # a list of the file, copied into an array again and again
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85N\x87R(K\1J" + struct.pack("<i", count) + b"\x85h\1\x89h\0tb"
+    bomb = b"\x80\2](" + b"N" * count + b"eq\0" + b"cnumpy\ndtype\nX\2\0\0\0O8K\0K\1\x87Rq\1" + array * 1000 + b"."
+    with pytest.raises(InputError, match="more bytes than a file of this size can hold"):
+        pair_set(folder, bomb)
+    for hostile in (np.array([print], dtype=object), np.array([{}], dtype=object), np.array(["a"]), np.zeros(2, [("a", "u1")])):
+        with pytest.raises(InputError, match="not a pickle of plain data"):
+            pair_set(folder, ([hostile] * 8, SAME))
 
 
 @form("images as `uint8` arrays [H, W, 3], [H, W] or [H, W, 1]")
@@ -654,6 +673,10 @@ def _(folder):
     torch.save(compiled.state_dict(), path)
     assert any("conv._orig_mod." in key for key in compiled.state_dict())
     is_loaded(path, Network_of(compiled), "'_orig_mod.'")
+    torch.save(torch.optim.swa_utils.AveragedModel(source).state_dict(), path)
+    is_loaded(path, source, "'n_averaged'", "'module.'")
+    torch.save({key.replace("conv.", "conv._checkpoint_wrapped_module."): value for key, value in state.items()}, path)
+    is_loaded(path, source, "'_checkpoint_wrapped_module.'")
 
     class Outer(nn.Module):  # a network of its own with such names keeps them
         def __init__(self):

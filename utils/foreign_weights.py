@@ -12,7 +12,9 @@ from utils.files import require_file
 # what wrappers call the weights of the network, most telling first; a training state of this project has its network under "model"
 _WRAPPERS = ("state_dict", "model_state_dict", "state_dict_backbone", "backbone", "model", "network", "net", "weights", "params",
              "state_dict_ema", "model_ema", "ema")
-_COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it compiled, wherever that is
+# what torch.compile, FSDP and activation checkpointing put before the names of what they wrap, wherever that is
+_WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_AVERAGED = "n_averaged"  # a counter beside the weights of torch's AveragedModel
 _COUNTER = "num_batches_tracked"  # of BatchNorm: written since PyTorch 0.4.1, and used by nothing that is not trained
 _MOST_PREFIXES = 4
 _LONGEST_HEADER = 2**24  # bytes of the JSON text of safetensors; that of a network here has some ten thousand
@@ -35,13 +37,19 @@ def unwrapped(content: Any) -> "tuple[Any, list[str]]":
 def renamed(state: Mapping[Any, torch.Tensor], expected: Collection[str]) -> "tuple[dict[str, torch.Tensor], list[str]]":
     """(the same tensors under the names that a module has, remarks).
 
-    Where names are not those of the module, `_orig_mod.` is taken out of them, and a first part that all of them share and the module has
-    not (`module.` of DistributedDataParallel, `model.`, `backbone.`, ...) is taken off.
+    Where names are not those of the module, `_orig_mod.` and its like are taken out of them, and a first part that all of them share and
+    the module has not (`module.` of DistributedDataParallel, `model.`, `backbone.`, ...) is taken off.
     """
     named, remarks = {str(key): value for key, value in state.items()}, []
-    if not named.keys() <= set(expected) and any(_COMPILED in key for key in named):
-        named = _with_names(named, [key.replace(_COMPILED, "") for key in named])
-        remarks.append(f"{_COMPILED!r} is taken out of its names")
+    if named.keys() <= set(expected):
+        return named, remarks
+    if _AVERAGED in named and _AVERAGED not in expected:
+        del named[_AVERAGED]
+        remarks.append(f"{_AVERAGED!r} is left out")
+    for part in _WRAPPED:
+        if any(part in key for key in named):
+            named = _with_names(named, [key.replace(part, "") for key in named])
+            remarks.append(f"{part!r} is taken out of its names")
     for _ in range(_MOST_PREFIXES):
         first = {key.partition(".")[0] for key in named if "." in key}
         prefix = f"{min(first, default='')}."

@@ -318,10 +318,11 @@ class PlainUnpickler:
         target.build(state) if isinstance(target, _Dtype) else _fill(target, state)
 
     def _count(self, arguments: tuple) -> None:
-        """One long string of the file, named again and again, must not become many long copies (short ones are
+        """One long string or list of the file, named again and again, must not become many long copies (short ones are
         bounded anyway).
         """
         sizes = [len(argument) for argument in arguments if isinstance(argument, (str, bytes, bytearray))]
+        sizes += [8 * len(argument) for argument in arguments if isinstance(argument, list)]  # pointers
         self.made += sum(size for size in sizes if size > 64)
         if self.made > _EXPANSION * self.size:
             raise Refused("more bytes than a file of this size can hold")
