@@ -12,7 +12,7 @@ after the step it is in, with its state saved; those that were ignored when it b
 goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
 
 Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or a file cannot be used; 1 the run cannot go on
-(too many steps that are not finite, another process gone).
+(too many steps that are not finite, another process gone, no memory left).
 """
 import contextlib
 import logging
@@ -44,6 +44,7 @@ from utils.faults.guard import StepGuard, poisoned
 from utils.faults.launch import alone_among_tasks
 from utils.faults.lockstep import Interrupted
 from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
+from utils.faults.resources import advice, shortage
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
 from utils.loader import spare_workers
@@ -276,8 +277,11 @@ def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
         return STOPPED
     except KeyboardInterrupt as error:
         return stopped(error, "there was no step to save")
-    except RunError as error:
-        print(f"train: {one_line(error)}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        kind = None if isinstance(error, RunError) else shortage(error)
+        if kind is None and not isinstance(error, RunError):
+            raise
+        print(f"train: {f'{one_line(error)[:200]}: {advice(kind)}' if kind else one_line(error)}", file=sys.stderr)
         return 1
 
 
