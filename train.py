@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Sequence
 
+from utils.cores import oversubscribed, usable_cores, workers  # isort: skip  # ahead of torch
+
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
@@ -47,7 +49,6 @@ from utils.faults.machines import all_or_none, file_of_first_rank, require_agree
 from utils.faults.resources import advice, shortage
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
-from utils.loader import spare_workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
 from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
@@ -75,7 +76,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
 
     with all_or_none():  # files of users, which one machine may have and another lack
         dataset = training_set(cfg)
-        loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=spare_workers(cfg.num_workers),
+        loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
                                 skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
         network = build_network(cfg).to(device)
     settings = settings_of(cfg, dataset)
@@ -254,12 +255,14 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
     """Head the log with the settings, the data and the machine."""
     for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)
+    LOGGER.info("%d usable cores, %d threads, %d workers for each of the processes of this machine", usable_cores(), torch.get_num_threads(),
+                workers(cfg.num_workers))
     parameters = sum(p.numel() for p in network.parameters())
     LOGGER.info("%s with %d parameters, %d steps%s, verified on: %s", cfg.backbone, parameters, total_steps,
                 f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
-    for remark in filter(None, [*run.checkpoints.remarks, alone_among_tasks()]):
+    for remark in filter(None, [*run.checkpoints.remarks, alone_among_tasks(), oversubscribed(workers(cfg.num_workers))]):
         LOGGER.warning(remark)
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 import eval.commands
+import utils.cores  # noqa: F401  # ahead of torch
 from utils import InputError, RunError, one_line
 from utils.console import lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops

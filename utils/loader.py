@@ -173,12 +173,6 @@ class Loader:
                 + (f"; perhaps {advice(kind)}" if kind else ""))
 
 
-def spare_workers(wanted: int | None) -> int:
-    """Decoding processes of this training process: as asked for, or one per core that is left over, at most 8."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
-
-
 def shared(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in memory that processes share. Raises InputError with what can be done where there is too little of it."""
     try:
