@@ -12,7 +12,7 @@ after the step it is in, with its state saved; those that were ignored when it b
 goes on from the newest state, also by itself under `torchrun --max-restarts=N`.
 
 Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or a file cannot be used; 1 the run cannot go on
-(too many steps that are not finite, another process gone).
+(too many steps that are not finite, another process gone, no memory left).
 """
 import contextlib
 import logging
@@ -21,6 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+from utils.cores import oversubscribed, usable_cores, workers  # isort: skip  # ahead of torch
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +45,9 @@ from utils.faults.guard import StepGuard, poisoned
 from utils.faults.launch import alone_among_tasks
 from utils.faults.lockstep import Interrupted
 from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
+from utils.faults.resources import advice, shortage
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
-from utils.loader import spare_workers as workers
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
 from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
@@ -254,12 +256,15 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
     """Head the log with the settings, the data and the machine."""
     for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)
+    LOGGER.info("%d usable cores, %d threads, %d workers for each of the processes of this machine", usable_cores(), torch.get_num_threads(),
+                workers(cfg.num_workers))
     parameters = sum(p.numel() for p in network.parameters())
     LOGGER.info("%s with %d parameters, %d steps%s, verified on: %s", cfg.backbone, parameters, total_steps,
                 f" from step {run.step}" if run.step else "", ", ".join(verification.verify) or "nothing")
     if precision != cfg.precision:
         LOGGER.info("precision=%s needs CUDA: this run uses %s", cfg.precision, precision)
-    for remark in filter(None, [*getattr(dataset, "remarks", ()), *run.checkpoints.remarks, alone_among_tasks()]):
+    for remark in filter(None, [*getattr(dataset, "remarks", ()), *run.checkpoints.remarks, alone_among_tasks(),
+                                oversubscribed(workers(cfg.num_workers))]):
         LOGGER.warning(remark)
 
 
@@ -277,8 +282,11 @@ def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
         return STOPPED
     except KeyboardInterrupt as error:
         return stopped(error, "there was no step to save")
-    except RunError as error:
-        print(f"train: {one_line(error)}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        kind = None if isinstance(error, RunError) else shortage(error)
+        if kind is None and not isinstance(error, RunError):
+            raise
+        print(f"train: {f'{one_line(error)[:200]}: {advice(kind)}' if kind else one_line(error)}", file=sys.stderr)
         return 1
 
 

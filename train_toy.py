@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import utils.cores  # noqa: F401  # isort: skip  # ahead of torch
+
 import torch
 from easydict import EasyDict
 from tqdm import tqdm

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import eval.commands
+import utils.cores  # noqa: F401  # ahead of torch
 from utils import InputError, RunError, one_line
 from utils.console import lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
@@ -41,8 +42,11 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with stops():
             return args.run(args) or 0
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         from utils.distributed import raise_for_lost_process
+        from utils.faults.resources import advice, shortage
+        if not isinstance(error, RunError) and (kind := shortage(error)):
+            raise RunError(f"{one_line(error)[:200]}: {advice(kind)}") from error
         raise_for_lost_process(error)
         raise
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from backbones import embedding_size
@@ -30,6 +30,7 @@ from utils.distributed import all_gather_interleaved, rank, world_size
 from utils.faults.signals import leave_to_the_parent
 from utils.images import decode_image, encode_image
 from utils.images import image_size as size_of
+from utils.loader import begin_worker, lasting, shared
 from utils.precision import full_precision
 from utils.untrusted.pickles import load_plain
 
@@ -212,7 +213,14 @@ def require_size(network: nn.Module, pair_set: PairSet) -> None:
 
 
 def _stack(batch: list[Tensor | str]) -> Tensor | str:
-    return next((item for item in batch if isinstance(item, str)), None) or torch.stack(cast(list[Tensor], batch))
+    """What is wrong with one of them, or all of them, in a worker in memory that it shares."""
+    if wrong := next((item for item in batch if isinstance(item, str)), None):
+        return wrong
+    images = torch.stack(cast(list[Tensor], batch))
+    try:
+        return images if get_worker_info() is None else shared(images)
+    except InputError as error:
+        return str(error)
 
 
 def _embed(network: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
@@ -260,11 +268,11 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
     # equal shares, as gathering needs: a rank that runs out takes the last image again, which is cut off below
     order = [min(number, len(images) - 1) for number in range(share, -(-len(images) // ranks) * ranks, ranks)]
     loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
-                        pin_memory=device.type == "cuda", worker_init_fn=leave_to_the_parent)
+                        pin_memory=device.type == "cuda", worker_init_fn=begin_worker)
     embeddings, done = torch.empty(0), 0
     with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
             tqdm(total=len(order), desc=progress, unit="image", disable=None if progress else True) as bar:
-        for batch in loader:
+        for batch in lasting(loader):
             if isinstance(batch, str):
                 raise InputError(batch)
             batch = to_float(batch, device, dtype)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import InputError
+from utils.cores import limit_threads
 from utils.faults.launch import launch
 from utils.faults.rendezvous import TIMEOUT, of_this_start, raise_for_lost_process
 
@@ -103,6 +104,7 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     answer within `timeout` seconds.
     """
     start = launch()
+    limit_threads()
     chosen = _device(device, start.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

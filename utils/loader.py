@@ -1,6 +1,7 @@
 """Batches of images that depend on (seed, epoch, sample) alone: not on how many processes load them, nor on where a run went on."""
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from utils import InputError, RecordError
+from utils.faults.resources import KINDS, advice, shortage
 from utils.faults.signals import leave_to_the_parent
 from utils.utils_distributed_sampler import DistributedSampler
 
@@ -62,7 +64,9 @@ class BatchReader(Dataset):
 
     def __init__(self, dataset: Dataset, flip: bool, seed: int, skip: bool, num_workers: int) -> None:
         self.dataset, self.flip, self.seed, self.skip = dataset, flip, seed, skip
-        self.reading = torch.full((max(1, num_workers), 2), -1).share_memory_()  # (process, sample) of each worker
+        self.reading = torch.full((max(1, num_workers), 3), -1)  # (process, sample, number of KINDS that was short) of each worker
+        if num_workers:
+            self.reading = shared(self.reading)
 
     def __getitems__(self, batch: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]] | str:
         worker, bad = get_worker_info(), {}
@@ -70,13 +74,19 @@ class BatchReader(Dataset):
         here[0] = os.getpid()
         try:
             samples = [self._sample(epoch, index, here, bad) for epoch, index in batch]
+            # decoders write the channels of a pixel side by side: stacking in that order is ten times faster than transposing; a worker
+            # stacks in the memory that it shares with the training process, where the batch would have to be copied otherwise
+            images = default_collate([image.permute(1, 2, 0) for image, _ in samples]).permute(0, 3, 1, 2)
+            labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+            labels = labels if worker is None else shared(labels)
         except InputError as error:
             return str(error)
+        except (RuntimeError, OSError, MemoryError) as error:
+            if worker is None or (kind := shortage(error)) is None:
+                raise
+            return advice(kind)
         here[1] = -1
-        # decoders write the channels of a pixel side by side: stacking in that order is ten times faster than transposing; a worker
-        # stacks in the memory that it shares with the training process, where the batch would have to be copied otherwise
-        images = default_collate([image.permute(1, 2, 0) for image, _ in samples]).permute(0, 3, 1, 2)
-        return images, torch.tensor([label for _, label in samples], dtype=torch.int64), bad
+        return images, labels, bad
 
     def name(self, index: int) -> str:
         """How messages call a sample."""
@@ -111,7 +121,7 @@ class Loader:
         self.bad_records: dict[str, str] = {}
         self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
         workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,
-                       worker_init_fn=leave_to_the_parent)
+                       worker_init_fn=begin_worker)
         self._make = partial(DataLoader, self._reader, batch_sampler=EpochBatches(sampler, batch_size),
                              collate_fn=_as_it_is, num_workers=num_workers, pin_memory=pin_memory,
                              generator=torch.Generator(),  # or DataLoader draws from the global one
@@ -140,10 +150,11 @@ class Loader:
                 yield images, labels
             else:
                 return
-        except (RuntimeError, OSError, EOFError) as error:
-            if not self._loader.num_workers or str(error).startswith("Caught "):  # not the end of a worker, but an error inside one
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
+            inside = not self._loader.num_workers or str(error).startswith("Caught ")  # not the end of a worker, but an error inside one
+            if inside and (not self._loader.num_workers or shortage(error) is None):
                 raise
-            batch = self._lost(error)
+            batch = advice(shortage(error)) if inside else self._lost(error)
         # The workers end here, by reference count. The traceback of the error would keep them until the garbage collector comes
         # by, which tears their queues down first: they would then not hear that they are to end, and be waited for.
         batches = None
@@ -153,16 +164,50 @@ class Loader:
     def _lost(self, error: Exception) -> str:
         """What the end of a worker, or of the time it had, is about. A dead one may also be noticed as a broken connection."""
         alive = {process.pid for process in multiprocessing.active_children()}
-        at = {process: sample for process, sample in self._reader.reading.tolist() if sample >= 0}
+        at = {process: sample for process, sample, _ in self._reader.reading.tolist() if sample >= 0}
         at = {process: sample for process, sample in at.items() if process not in alive} or at
+        noted = [KINDS[number] for number in self._reader.reading[:, 2].tolist() if number >= 0]
+        self._reader.reading[:, 2] = -1
+        kind = next(iter(noted), None) or shortage(error)
         reason = " ".join(str(error).split()) if "DataLoader" in str(error) else "a DataLoader worker ended"
-        return f"{reason[:200]}; it was reading {', '.join(map(self._reader.name, at.values())) or 'nothing'}"
+        return (f"{reason[:200]}; it was reading {', '.join(map(self._reader.name, at.values())) or 'nothing'}"
+                + (f"; perhaps {advice(kind)}" if kind else ""))
 
 
-def spare_workers(wanted: int | None) -> int:
-    """Decoding processes of this training process: as asked for, or one per core that is left over, at most 8."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0, min(8, (os.cpu_count() or 1) // processes - 1)) if wanted is None else wanted
+def shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory that processes share. Raises InputError with what can be done where there is too little of it."""
+    try:
+        return tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        raise InputError(advice(shortage(error) or "shared memory")) from error
+
+
+def lasting(loader: DataLoader) -> Iterator:
+    """The batches of a loader. Raises InputError with what can be done where its workers, or what they need, come to an end."""
+    try:
+        with _children_are_not_watched():
+            batches = iter(loader)
+        yield from batches
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        kind = shortage(error)
+        if not loader.num_workers or kind is None and (str(error).startswith("Caught ") or "DataLoader" not in str(error)):
+            raise
+        reason = "" if str(error).startswith("Caught ") else f"{' '.join(str(error).split())[:200]}; "
+        raise InputError(f"{reason}{advice(kind or 'memory')}") from error
+
+
+def begin_worker(worker: int) -> None:
+    """What processes that load data begin with: signals are their parent's matter, and a batch that cannot be sent is not waited for."""
+    leave_to_the_parent()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+
+
+def _cannot_send(error: Exception, batch: object) -> None:
+    """The thread that sends batches would print a traceback and leave one out, for which the parent then waits in vain."""
+    info, kind = get_worker_info(), shortage(error)
+    if kind is not None and isinstance(info.dataset, BatchReader):
+        info.dataset.reading[info.id, 2] = KINDS.index(kind)
+    os._exit(1)
 
 
 class _children_are_not_watched:

@@ -100,7 +100,9 @@ def device_named(name: str | None) -> Any:
     """
     import torch
 
+    from utils.cores import limit_threads
     from utils.faults.launch import launch
+    limit_threads()
     if launch().world_size > 1:
         raise InputError(f"environment: WORLD_SIZE={launch().world_size}: this command is one process, leave torchrun out")
     if name is None:

@@ -6,6 +6,7 @@ lockstep.py     all processes stop at the same step, on a signal or when one of 
 signals.py      what asks a process to stop, noted between two steps or raised where it is
 folder.py       one run at a time writes to a folder
 machines.py     what one machine has and another lacks
+resources.py    what a machine is short of, told from errors
 launch.py       what the environment says of how many processes there are, checked
 rendezvous.py   how the processes of one start find each other after torchrun has killed an earlier one, and notice that one is gone
 """
