@@ -8,7 +8,8 @@
 
 A run has a folder in `output`, named after its dataset, network, xi, seed and protocol. It holds `results.csv` (one row an epoch),
 `projections.csv` (Fig. 1b) and the weights. The same command goes on with a run that was interrupted, as if it had not been; with more
-epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75 stopped by Ctrl-C or a signal: the same command goes on.
+epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75 stopped by Ctrl-C or a
+signal: the same command goes on.
 """
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
 import utils.cores  # noqa: F401  # isort: skip  # ahead of torch
 
 import torch

@@ -47,7 +47,8 @@ def _run(args: argparse.Namespace) -> int:
         from utils.faults.resources import advice, shortage
         if not isinstance(error, RunError) and (kind := shortage(error)):
             raise RunError(f"{one_line(error)[:200]}: {advice(kind)}") from error
-        raise_for_lost_process(error)
+        if isinstance(error, RuntimeError):
+            raise_for_lost_process(error)
         raise
 
 

@@ -27,7 +27,6 @@ from eval.rates import auc, best_accuracy, eer, roc, tar_far, threshold_at_far
 from utils import InputError, RecordError, printable
 from utils.directions import cosine, norms
 from utils.distributed import all_gather_interleaved, rank, world_size
-from utils.faults.signals import leave_to_the_parent
 from utils.images import decode_image, encode_image
 from utils.images import image_size as size_of
 from utils.loader import begin_worker, lasting, shared

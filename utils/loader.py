@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
@@ -199,7 +200,7 @@ def lasting(loader: DataLoader) -> Iterator:
 def begin_worker(worker: int) -> None:
     """What processes that load data begin with: signals are their parent's matter, and a batch that cannot be sent is not waited for."""
     leave_to_the_parent()
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+    cast(Any, multiprocessing.queues.Queue)._on_queue_feeder_error = staticmethod(_cannot_send)
 
 
 def _cannot_send(error: Exception, batch: object) -> None:

@@ -64,7 +64,8 @@ class CallBackVerification:
     def __init__(self, val_targets: Sequence[str] | None, rec_prefix: str | Path, summary_writer: Any = None,
                  image_size: Sequence[int] = (112, 112)) -> None:
         from eval.validation import validations  # this package knows nothing of faces
-        self.verify, self.writer = validations(val_targets, rec_prefix, image_size), summary_writer
+        self.verify: dict[str, Any] = validations(val_targets, rec_prefix, image_size)
+        self.writer = summary_writer
         self.highest = dict.fromkeys(self.verify, 0.0)
         self.done_at = -1
 

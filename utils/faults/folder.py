@@ -16,7 +16,7 @@ from utils.faults.machines import where
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOGGER = logging.getLogger("training")
 NAME = ".lock"
@@ -34,8 +34,8 @@ def owned(folder: "str | os.PathLike[str]", name: str = NAME, shared: bool = Fal
     """Inside, no other run that asks for it has the folder, which is made where it is missing. All ranks call it; the first one holds it.
 
     It is held by a lock of the operating system on the file `name` in it, which ends with the process, however that ends, and not with
-    the processes that load its data. Where a file system has no locks a warning says so. shared: whether all ranks must see the same folder.
-    Raises InputError, on all ranks, where another run has the folder, it cannot be written or, with `shared`, is not that of all
+    the processes that load its data. Where a file system has no locks a warning says so. shared: whether all ranks must see the same
+    folder. Raises InputError, on all ranks, where another run has the folder, it cannot be written or, with `shared`, is not that of all
     ranks. Leaves nothing behind in a folder that stayed empty. Entered once more inside, it changes nothing.
     """
     folder = Path(folder)
@@ -80,7 +80,7 @@ def _make(folder: Path) -> list[Path]:
 def _locked(folder: Path, name: str, word: str) -> IO | None:
     """The lock file, held by this process; None where the file system has no locks."""
     while True:
-        file = open(folder / name, "a+", encoding="utf-8")
+        file = open(folder / name, "a+", encoding="utf-8")  # noqa: SIM115 - it is what holds the lock
         if not _lock(file, folder):
             file.close()
             (folder / name).write_text(f"{word}\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def _locked(folder: Path, name: str, word: str) -> IO | None:
 
 
 def _lock(file: IO, folder: Path) -> bool:
-    """Whether it is locked now. A record lock, unlike flock, is not handed on to the processes that load data, which may outlive this one."""
+    """Whether it is locked now. A record lock, unlike flock, is not handed on to processes that load data, which may outlive this one."""
     try:
         if fcntl is None:
             raise OSError("no locks on this system")

@@ -46,8 +46,8 @@ def require_agreement(values: Mapping[str, Any]) -> None:
         first_host, first = others[0]
         if different := [key for key in {**first, **found} if first.get(key) != found.get(key)]:
             key = different[0]
-            raise InputError(f"{', '.join(different[:5])} of process {number} on {host} differ from those of process 0 on {first_host}: {key} "
-                             f"is {str(found.get(key))[:100]}, not {str(first.get(key))[:100]}")
+            raise InputError(f"{', '.join(different[:5])} of process {number} on {host} differ from those of process 0 on {first_host}: "
+                             f"{key} is {str(found.get(key))[:100]}, not {str(first.get(key))[:100]}")
 
 
 @contextlib.contextmanager
