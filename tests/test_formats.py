@@ -709,7 +709,8 @@ def _(folder):
         is_loaded(path, source, repr(key))
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
     is_loaded(path, source, "'state_dict'", "'module.'")
-    for content in ({"a": state, "b": other}, {"state_dict": {"state_dict": state}}, {"step": 3, **state}, {"state_dict": {}}):
+    ours = {"format": 1, "settings": {}, "progress": {}, "random": [], "model": state}  # which resume= takes
+    for content in (ours, {"a": state, "b": other}, {"state_dict": {"state_dict": state}}, {"step": 3, **state}, {"state_dict": {}}):
         torch.save(content, path)
         is_refused(path, "expected a state dict")
 

@@ -9,13 +9,14 @@ import torch
 from utils import InputError
 from utils.files import require_file
 
-# what wrappers call the weights of the network, most telling first; a training state of this project has its network under "model"
+# what wrappers call the weights of the network, most telling first
 _WRAPPERS = ("state_dict", "model_state_dict", "state_dict_backbone", "backbone", "model", "network", "net", "weights", "params",
              "state_dict_ema", "model_ema", "ema")
 # what torch.compile, FSDP and activation checkpointing put before the names of what they wrap, wherever that is
 _WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _AVERAGED = "n_averaged"  # a counter beside the weights of torch's AveragedModel
 _COUNTER = "num_batches_tracked"  # of BatchNorm: written since PyTorch 0.4.1, and used by nothing that is not trained
+_OUR_STATE = {"format", "settings", "progress", "random", "model"}
 _MOST_PREFIXES = 4
 _LONGEST_HEADER = 2**24  # bytes of the JSON text of safetensors; that of a network here has some ten thousand
 
@@ -26,8 +27,11 @@ def is_state(content: Any) -> bool:
 
 
 def unwrapped(content: Any) -> "tuple[Any, list[str]]":
-    """(the state dict inside a wrapper, remarks); what is none, and holds none, comes back as it is."""
-    if is_state(content) or not isinstance(content, dict):
+    """(the state dict inside a wrapper, remarks); what is none, and holds none, comes back as it is.
+
+    So does a training state of this project: `resume` takes it, and its weights are in a file of their own beside it.
+    """
+    if is_state(content) or not isinstance(content, dict) or content.keys() >= _OUR_STATE:
         return content, []
     inside = [key for key, value in content.items() if isinstance(key, str) and is_state(value)]
     chosen = next((key for key in _WRAPPERS if key in inside), inside[0] if len(inside) == 1 else None)
