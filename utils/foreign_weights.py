@@ -44,7 +44,8 @@ def renamed(state: Mapping[Any, torch.Tensor], expected: Collection[str]) -> "tu
     Where names are not those of the module, `_orig_mod.` and its like are taken out of them, and a first part that all of them share and
     the module has not (`module.` of DistributedDataParallel, `model.`, `backbone.`, ...) is taken off.
     """
-    named, remarks = {str(key): value for key, value in state.items()}, []
+    named = {str(key): value for key, value in state.items()}
+    remarks: list[str] = []
     if named.keys() <= set(expected):
         return named, remarks
     if _AVERAGED in named and _AVERAGED not in expected:
