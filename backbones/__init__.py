@@ -45,7 +45,12 @@ def get_backbone(name: str, **kw: Any) -> nn.Module:
     attribute `built_as` is (name, kw), if `kw` is plain data, which `checkpoint.save_weights` writes beside its weights.
     """
     entry = BACKBONES.find(name)
-    network = entry.build(**{**entry.arguments, **kw})
+    try:
+        network = entry.build(**{**entry.arguments, **kw})
+    except TypeError as error:
+        if ":" not in name:
+            raise
+        raise InputError(f"backbone {name}: cannot be made with these arguments: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"backbone {name}: makes a {type(network).__name__}, expected an nn.Module")
     if is_plain(kw):

@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones import proof
 from backbones.chain import chain
-from backbones.proof import TOLERANCE, UNIT, gamma, product
+from backbones.proof import TOLERANCE, UNIT, evaluating, gamma, product
 from utils import InputError
 
 __all__ = ["TOLERANCE", "UNIT", "at_most_one", "gamma", "lipschitz_bound", "product"]
@@ -26,21 +26,25 @@ def lipschitz_bound(network: nn.Module, image_size: Sequence[int]) -> float:
     than rounding, and for a network that does anything else than apply its layers one after another, each once.
     """
     constants = []
-    for name, layer, shape in chain(network, image_size):
-        for key, value in layer.state_dict().items():
-            if bad := int((~value.isfinite()).sum()):
-                raise InputError(f"{name}{'.' if name else ''}{key}: {bad} of {value.numel()} values are not finite: no certificate "
-                                 "holds for such weights")
-        constants.append(constant_of(name, layer, shape))
+    with evaluating(network):
+        for name, layer, shape in chain(network, image_size):
+            for key, value in layer.state_dict().items():
+                if bad := int((~value.isfinite()).sum()):
+                    raise InputError(f"{name}{'.' if name else ''}{key}: {bad} of {value.numel()} values are not finite: no certificate "
+                                     "holds for such weights")
+            constants.append(constant_of(name, layer, shape))
     return product(constants)
 
 
 def constant_of(name: str, layer: nn.Module, shape: proof.Shape) -> float:
     """What a layer declares. Raises InputError, naming it, where it refuses to and where that is no number from 0 up."""
     try:
-        constant = proof.constant(layer, shape)
+        constant = float(proof.constant(layer, shape))
     except InputError as error:
         raise InputError(f"layer {name}: {error}" if name else str(error)) from None
+    except Exception as error:  # of a layer of somebody else's: anything
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{proof.named(name, layer)}: its proven_lipschitz is no number or fails: {reason}") from error
     if not 0 <= constant < float("inf"):
         raise InputError(f"{proof.named(name, layer)}: the bound of its Lipschitz constant is {constant}")
     return constant

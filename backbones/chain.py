@@ -80,6 +80,21 @@ def chain(network: nn.Module, image_size: Sequence[int]) -> "list[Step]":
     return [Step(name, layers[name], shape[1:]) for name, shape in orders[0]]
 
 
+def followed(network: nn.Module, image_size: Sequence[int]) -> nn.Module:
+    """The layers of a network one after another and nothing else of it: what its constant is proven of, for images [N, *image_size].
+
+    What a forward pass of the network itself does with real images, with more of them or on another device, cannot be seen in a copy
+    without values; so certificates are given for this. The layers are the network's own. A network that is a layer itself comes back as it is, with
+    the networks inside it followed where it says how (`followed`). Raises InputError as `chain`.
+    """
+    steps = chain(network, image_size)
+    if steps and not steps[0].name:
+        return network.followed(image_size) if hasattr(type(network), "followed") else network
+    found = nn.Sequential(*(step.layer for step in steps))
+    found.training = network.training
+    return found
+
+
 def _let_through(network: nn.Module, layers: "dict[str, nn.Module]", size: Sequence[int]) -> "list[tuple[str, torch.Size]]":
     name = type(network).__name__
     with torch.inference_mode(False), torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backbones import averaged, embedding_size, image_size, is_lipschitz, load_network
 from backbones.bounds import lipschitz_bound
+from backbones.chain import followed
 from backbones.proof import folded_layers
 from utils import InputError, checkpoint, one_line
 from utils.console import lasting_console
@@ -147,6 +148,8 @@ def _export(args: argparse.Namespace) -> None:
         raise InputError(f"--flip average --out {args.out}: a state dict cannot say so, expected another format")
     network = load_network(args.backbone, args.weights)
     embedding_size(network, size)
+    if Path(args.out).suffix != ".pt":  # whose names are those of the network
+        network = followed(network, size)
     export(averaged(network, args.flip), args.out, size)
 
 

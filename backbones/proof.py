@@ -12,8 +12,9 @@ further up; a subclass with a `forward` of its own says it anew, or has no proof
 does not apply its layers one after another (a sum of branches, say) is a layer as well: it has `proven_lipschitz`, and what is inside it
 is its own affair; `bounds.lipschitz_bound` gives it the constants of its parts.
 """
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -48,6 +49,19 @@ _OTHERS: dict[type, _Declaration] = {}
 def declare(kind: type[nn.Module], lipschitz: float, rounding: Callable[[State, Shape], State] | None = None) -> None:
     """Say for a class of PyTorch, or of others, what a layer says by methods of its own."""
     _OTHERS[kind] = _Declaration(kind.forward, lipschitz, rounding)
+
+
+@contextlib.contextmanager
+def evaluating(network: Any) -> Iterator[None]:
+    """Eval mode inside, where it is a module; each part is put back into the mode it was found in."""
+    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
+    try:
+        if any(training for _, training in modes):
+            modes[0][0].eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def gamma(n: int) -> float:
@@ -85,6 +99,10 @@ def refusal(layer: nn.Module) -> str | None:
     """Why what is declared of this layer's kind does not hold for it, as the end of a sentence; None where it does."""
     if replaced := replacement(layer):
         return replaced
+    if layer._compiled_call_impl is not None:
+        return "is called by what module.compile() left, which may be anything"
+    if type(layer)._call_impl is not nn.Module._call_impl:
+        return "has a _call_impl of its own, which may change what it computes"
     if covers(layer, "proven_lipschitz") or _is_of_its_kind(layer):
         return None
     return "has another forward than the one that its Lipschitz constant was declared for, and declares none itself"
@@ -92,7 +110,7 @@ def refusal(layer: nn.Module) -> str | None:
 
 def replacement(module: nn.Module) -> str | None:
     """What stands between calling this module and the `forward` of its class; None where nothing does."""
-    if "forward" in vars(module):
+    if "forward" in vars(module) or "_call_impl" in vars(module):
         return "had its forward replaced"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has hooks, which may change what it computes"

@@ -4,6 +4,7 @@ The function is that of the float32 weights V = T^(1/2) W and c = T^(1/2) b whic
 export.py writes; how these came about does not matter any more. It is computed in float64, and docs/soundness.md bounds by how much that
 differs from exact arithmetic, at any image whose pixels are in [-0.5, 0.5], in whatever order sums are computed.
 """
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones import naming, proof, stored_network
 from backbones.bounds import constant_of, product
-from backbones.chain import chain, layers_of
+from backbones.chain import chain, followed, layers_of
 from backbones.export import fold
 from backbones.proof import UNIT, UP, Shape, State
 from utils import InputError
@@ -57,6 +58,12 @@ class Sound(nn.Module):
     def proven_lipschitz(self, shape: Shape) -> float:
         chain(self.folded, shape)
         return self.lipschitz
+
+    def followed(self, image_size: Sequence[int]) -> "Sound":
+        """The same around the layers of the network alone."""
+        found = copy.copy(self)
+        found._modules = {**self._modules, "folded": followed(self.folded, image_size)}
+        return found
 
     @torch.no_grad()
     def prove(self, image_size: Sequence[int]) -> "Proof":

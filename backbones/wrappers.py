@@ -1,8 +1,14 @@
 """Networks around a network: what is done to its input or its embeddings, and what that makes of its Lipschitz constant."""
+from collections.abc import Sequence
+from typing import TypeVar
+
 from torch import Tensor, nn
 
 from backbones.bounds import lipschitz_bound
+from backbones.chain import followed
 from backbones.proof import UP_LITTLE, Shape
+
+T = TypeVar("T", bound=nn.Module)
 
 
 class ScaledInput(nn.Module):
@@ -17,6 +23,10 @@ class ScaledInput(nn.Module):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return lipschitz_bound(self.network, shape) * abs(self.scale) * UP_LITTLE
+
+    def followed(self, image_size: Sequence[int]) -> "ScaledInput":
+        """The same around the layers of the network alone."""
+        return _like(self, ScaledInput(followed(self.network, image_size), self.scale))
 
 
 class FlipAveraged(nn.Module):
@@ -33,6 +43,10 @@ class FlipAveraged(nn.Module):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return lipschitz_bound(self.network, shape)
+
+    def followed(self, image_size: Sequence[int]) -> "FlipAveraged":
+        """The same around the layers of the network alone."""
+        return _like(self, FlipAveraged(followed(self.network, image_size)))
 
 
 def averaged(network: nn.Module, flip: str) -> nn.Module:
@@ -54,3 +68,13 @@ class DividedOutput(nn.Module):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return lipschitz_bound(self.network, shape) / abs(self.lipschitz) * UP_LITTLE
+
+    def followed(self, image_size: Sequence[int]) -> "DividedOutput":
+        """The same around the layers of the network alone."""
+        return _like(self, DividedOutput(followed(self.network, image_size), self.lipschitz))
+
+
+def _like(wrapper: nn.Module, other: T) -> T:
+    """The other one in the mode of the first."""
+    other.training = wrapper.training
+    return other

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from eval import certification
+from utils import InputError
 from utils.registry import Registry
 
 
@@ -22,6 +24,7 @@ class Entry:
     build: Callable[[], "Certificate"]
 
 
+GEOMETRIES = ("one", "both", "joint")
 CERTIFICATES: Registry[Entry] = Registry("certificate", Entry)
 
 
@@ -141,5 +144,17 @@ def certificate(name: str) -> Certificate:
     """The certificate of a registered name, or of `package.module:Name`. Raises InputError where there is none."""
     entry = CERTIFICATES.find(name)
     found = entry.build()
+    if not isinstance(found, Certificate) or found.geometry not in GEOMETRIES:
+        raise InputError(f"certificate {name}: is a {type(found).__name__} of geometry {getattr(found, 'geometry', None)!r}, expected a "
+                         f"Certificate of one of {', '.join(GEOMETRIES)}")
     found.name = entry.name
     return found
+
+
+def checked(one: Certificate, radius: Any, count: int) -> np.ndarray:
+    """Radii that a certificate gave for so many pairs, float64. Raises InputError unless each is a number from 0 up."""
+    found = np.asarray(radius.cpu() if isinstance(radius, Tensor) else radius)
+    if found.shape != (count,) or found.dtype.kind != "f" or not (np.isfinite(found) & (found >= 0)).all():
+        raise InputError(f"certificate {one.name}: its radii are {found.dtype} {list(found.shape)}, expected {count} floats, finite and from "
+                         "0 up")
+    return found.astype(np.float64)

@@ -1,6 +1,7 @@
 """Records of an evaluation: one row a pair, one row an image, and the summary that is computed from these rows alone."""
 import dataclasses
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from backbones import DividedOutput, lipschitz_bound
 from backbones.bounds import at_most_one
+from backbones.chain import followed
 from eval import certification, verification
-from eval.certificates import ONE, Case, Certificate, OneImage, certificate
+from eval.certificates import ONE, Case, Certificate, OneImage, certificate, checked
 from eval.evaluation import DEFAULTS, Evaluation
 from eval.summary import ByBudget, Summary
 from eval.verification import PairSet
 from utils import InputError
+from utils.images import decode_image
 
 FORMAT = 2  # of the files of a results folder
 AUDITED = "audit"  # what stands for an attack where it was the audit
@@ -60,7 +63,8 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
     threshold can be chosen, or nothing proves the network's constant.
     """
     network = proven_or_divided(network, pair_set.image_size, lipschitz)
-    embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe, **embedding)
+    embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe,
+                                           decode=decode_image, **embedding)
     found = evaluate(pair_set, embeddings, evaluation)
     found.summary.update({"lipschitz": 1.0 if lipschitz is None else float(lipschitz), "lipschitz_assumed": lipschitz is not None})
     return found
@@ -68,21 +72,22 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
 
 def proven_or_divided(network: Callable[[Tensor], Tensor], image_size: Iterable[int], lipschitz: float | None = None
                       ) -> Callable[[Tensor], Tensor]:
-    """A network whose layers prove that it is 1-Lipschitz at images of this size [C, H, W], as it is; another one with its embeddings
-    divided by the constant `lipschitz` that the caller vouches for. Raises InputError where neither is so.
+    """The chain of layers (`backbones.chain.followed`) of a network whose layers prove that it is 1-Lipschitz at images of this size
+    [C, H, W]; another network with its embeddings divided by the constant `lipschitz` that the caller vouches for. Raises InputError where
+    neither is so.
     """
     if lipschitz is not None:
-        if not 0 < lipschitz < np.inf:
-            raise InputError(f"lipschitz is {lipschitz}, expected positive and finite")
+        if not isinstance(lipschitz, Real) or not 0 < lipschitz < np.inf:
+            raise InputError(f"lipschitz is {lipschitz!r}, expected a positive and finite number")
         return DividedOutput(cast(nn.Module, network), float(lipschitz)).eval()
     if not isinstance(network, nn.Module):
         name = getattr(network, "__name__", type(network).__name__)
         raise InputError(f"{name}: a function has no layers that prove a Lipschitz constant: give your own bound, lipschitz=")
     try:
         at_most_one(lipschitz_bound(network, tuple(image_size)))
+        return followed(network, tuple(image_size))
     except InputError as error:
         raise InputError(f"{error}; your own bound for it is given by lipschitz=") from None
-    return network
 
 
 def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEFAULTS, certified: bool = True) -> Records:
@@ -109,7 +114,7 @@ def evaluate(pair_set: PairSet, embeddings: Tensor, evaluation: Evaluation = DEF
         for one in further:
             if one.column in pairs:
                 raise InputError(f"certificate {one.name}: there is a column {one.column} already, expected a name that no other has")
-            pairs[one.column] = np.where(right, one.radius(case).numpy(), 0.)
+            pairs[one.column] = np.where(right, checked(one, one.radius(case), len(pairs)), 0.)
         images["radius_u"] = OneImage.untargeted(images["norm"].to_numpy(), tau, protocol).numpy()
     summary = summarise(pairs, images, dataclasses.replace(evaluation, tau=tau), further)
     summary.update({"format": FORMAT, "far_target": evaluation.far_target, "flip": evaluation.flip,

@@ -7,6 +7,7 @@ attack. Every single attack that was run is a row of attacks.csv; outcomes.py sa
 """
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import warnings
@@ -67,10 +68,10 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
 def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: float | Tensor | None) -> attacks.Attack:
     if name == "fgsm" and "steps" in settings:
         raise InputError("--steps: fgsm takes one step")
-    try:
-        return attacks.preset(name, eps, protocol, **settings)
-    except TypeError:
-        raise InputError(f"--attack {name} does not take {' and '.join(settings)}") from None
+    taken = inspect.signature(attacks.ATTACKS.find(name).form(protocol)).parameters
+    if other := [setting for setting in settings if setting not in taken]:
+        raise InputError(f"--attack {name} does not take {' and '.join(other)}")
+    return attacks.preset(name, eps, protocol, **settings)
 
 
 def _settings(name: str, build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject) -> dict[str, Any]:

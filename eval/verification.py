@@ -4,7 +4,6 @@ A pair is accepted iff its cosine is > tau; one with an embedding without direct
 counts in every denominator. Figures of merit are in eval/rates.py and eval/folds.py; all of it can be had from here, by the names that
 scripts call.
 """
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from backbones import embedding_size
+from backbones.proof import evaluating
 from datasets import to_float
 from eval.certification import is_paper
 from eval.folds import LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate, ten_fold_accuracy
@@ -232,19 +232,6 @@ def _embed(network: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Ten
         raise InputError(f"{name} is {size}, which the network cannot take: {str(error).splitlines()[0]}") from error
 
 
-@contextlib.contextmanager
-def _evaluating(network: Callable) -> Iterator[None]:
-    """Eval mode inside; each module is put back into the mode it was found in."""
-    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
-    try:
-        for module, _ in modes[:1]:
-            module.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 @torch.no_grad()  # not inference_mode: what a network caches during its first pass must stay usable for attacks
 def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Sequence[bool] = (False,),
                  batch_size: int = 64, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
@@ -269,7 +256,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
     loader = DataLoader(_Decoded(images, order, describe, decode), batch_size, collate_fn=_stack, num_workers=num_workers,
                         pin_memory=device.type == "cuda", worker_init_fn=begin_worker)
     embeddings, done = torch.empty(0), 0
-    with full_precision(), _evaluating(network), torch.autocast(device.type, enabled=False), \
+    with full_precision(), evaluating(network), torch.autocast(device.type, enabled=False), \
             tqdm(total=len(order), desc=progress, unit="image", disable=None if progress else True) as bar:
         for batch in lasting(loader):
             if isinstance(batch, str):
@@ -277,6 +264,9 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
             batch = to_float(batch, device, dtype)
             views = (batch.flip(-1) if flip else batch for flip in flips)
             found = torch.stack([_embed(network, view, describe(0)) for view in views], dim=1)
+            if found.dim() != 3:
+                raise InputError(f"{type(network).__name__} makes {list(found[:, 0].shape)} of {len(batch)} images, expected embeddings "
+                                 "[N, D]")
             if not done:
                 # one tensor: small results kept in between would break up the memory that large batches give back
                 embeddings = found.new_empty(len(order), *found.shape[1:], device=device if ranks > 1 else "cpu")

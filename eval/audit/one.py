@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import attacks
-from eval import certification, outcomes
+from eval import certification
 from eval.audit.settings import EXACT, SHARE, Settings, finite
 from eval.certificates import ONE, Case, Certificate, OneImage
-from eval.records import AUDITED, Records, table_of
+from eval.records import AUDITED, table_of
 from eval.robustness import with_attacks
 from eval.store.journal import Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
@@ -65,7 +65,8 @@ class OneImageSearch:
             # the nearest to a violation of each batch as well: its ratio is what the report says of the network
             chosen = ((watch.excess > 0) | (watch.excess == watch.excess.max())).nonzero().flatten()
             others = subject.images(*(column.iloc[chosen.tolist()] for column in numbers[1]))
-            exact = recheck(self.double, images[chosen], watch.worst[chosen], others, OBJECTIVES[kind], subject.tau, self.certificate)
+            exact = recheck(self.double, images[chosen], watch.worst[chosen], others, OBJECTIVES[kind], subject.tau, self.certificate,
+                            samples["side"].to_numpy()[chosen.tolist()])
         rows.loc[samples.index[chosen.tolist()], list(exact)] = exact.set_index(samples.index[chosen.tolist()])
         rows.loc[samples.index[(watch.excess > 0).cpu().numpy()], "rechecked"] = True
         return Outcome(rows, *passes)
@@ -75,35 +76,43 @@ class OneImageSearch:
         return [attacks.preset("apgd", budget, steps=steps, restarts=restarts), attacks.preset("ddn", steps=steps, restarts=restarts),
                 attacks.preset("cw", steps=steps)]
 
-    def _radii(self, kind: str, audited: pd.DataFrame) -> pd.Series:
-        """The certified l2 radius of each row: of Theorem 1 as the records have it, else the smaller one of its sides."""
-        if type(self.certificate) is OneImage:
-            return table_of(self.subject.records, kind)["radius_u" if kind == "u" else "radius"]
-        return audited[audited["kind"] == kind].groupby("row")["radius"].min()
-
     def report(self, audited: pd.DataFrame) -> dict[str, Any]:
-        """The largest |f(x*) - f(x)| / |x* - x| met, how tight the radii are, and violations. Sets the single attacks of the records."""
-        found = self.subject.records
-        found.attacks = found.attacks[found.attacks["attack"] != AUDITED]
-        for kind, rows in audited.groupby("kind", sort=False):
-            rows = rows.assign(success=np.isfinite(rows["norm"].to_numpy()))
-            found.attacks = with_attacks(found.attacks, rows, kind=kind, attack=AUDITED, eps=math.nan, seed=self.settings.seed,
-                                         settings=AUDITED)
-        return {"tightness": {kind: tightness(found, kind, self._radii(kind, audited)) for kind in self.kinds},
-                "largest_ratio": finite(audited["ratio"].max()), "violations": _violations(audited)}
+        """The largest |f(x*) - f(x)| / |x* - x| met, how tight the radii are, and violations. The audit of Theorem 1 is kept with the
+        single attacks of the records.
+        """
+        found, of_theorem_1 = self.subject.records, type(self.certificate) is OneImage
+        if of_theorem_1:
+            found.attacks = found.attacks[found.attacks["attack"] != AUDITED]
+        tight = {}
+        for kind in self.kinds:
+            rows = audited[audited["kind"] == kind]
+            norm, radius = (rows.groupby("row")[name].min() for name in ("norm", "radius"))
+            if of_theorem_1:
+                fresh = rows.assign(success=np.isfinite(rows["norm"].to_numpy()))
+                found.attacks = with_attacks(found.attacks, fresh, kind=kind, attack=AUDITED, eps=math.nan, seed=self.settings.seed,
+                                             settings=AUDITED)
+                radius = table_of(found, kind).loc[norm.index, "radius_u" if kind == "u" else "radius"]
+            tight[kind] = tightness((norm / radius).to_numpy())
+        return {"tightness": tight, "largest_ratio": finite(audited["ratio"].max()), "violations": _violations(audited)}
 
 
-def tightness(found: Records, kind: str, radius: pd.Series) -> dict[str, Any]:
-    """Smallest successful perturbation over certified radius (by row), of the rows of a kind that were audited: number, minimum, median
-    (the lower; None where half of the attacks or more fail) and histogram (counts between the edges, and outside them).
+def tightness(ratio: np.ndarray) -> dict[str, Any]:
+    """Smallest successful perturbation over certified radius [rows]: number, minimum, median (the lower; None where half of the attacks or
+    more fail) and histogram (counts between the edges, and outside them).
     """
-    norms = outcomes.norms(found, AUDITED, kind)
-    ratio = (norms / radius[norms.index]).to_numpy()
     return {"n": len(ratio), "minimum": finite(ratio.min()) if len(ratio) else None,
             "median": finite(certification.lower_median(ratio)) if len(ratio) else None,
             "histogram": {"edges": _EDGES.tolist(),
                           "counts": np.histogram(ratio[np.isfinite(ratio)], _EDGES)[0].tolist(),
                           "below": int((ratio < _EDGES[0]).sum()), "above": int((ratio > _EDGES[-1]).sum())}}
+
+
+def _radius(certificate: Certificate, norm: Tensor, other: Tensor, theta: Tensor, tau: float, dimension: int, side: Any) -> Tensor:
+    """The radius of an attack on the image whose embedding has this norm, which is the left one of its pair where `side` is 0."""
+    left, _ = certificate.sides(Case(norm, other, theta, tau, dimension=dimension))
+    _, right = certificate.sides(Case(other, norm, theta, tau, dimension=dimension))
+    left, right = (torch.as_tensor(radius, device=norm.device) for radius in (left, right))
+    return torch.where(torch.as_tensor(side, device=norm.device) == 0, left, right)
 
 
 def _violations(audited: pd.DataFrame) -> list[dict[str, Any]]:
@@ -150,7 +159,7 @@ class _Watch:
 
 
 def recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, others: Tensor, objective: str,
-            tau: float, certificate: Certificate = ONE) -> pd.DataFrame:
+            tau: float, certificate: Certificate = ONE, side: Any = 0) -> pd.DataFrame:
     """The three statements at points [N, C, H, W] near images, in float64, `network` being a copy in float64.
 
     Columns: moved, |x* - x|; ratio, |f(x*) - f(x)| / |x* - x|; broken, the names of those that do not hold. The
@@ -161,8 +170,7 @@ def recheck(network: Callable[[Tensor], Tensor], images: Tensor, points: Tensor,
     moved, norm = attacks.l2(points.double() - images.double()), clean.norm(dim=-1)
     drift, turned = (found - clean).norm(dim=-1), certification.angle(found, clean)
     allowed = torch.where(moved < norm, torch.asin((moved / norm).clamp(max=1)), math.pi)
-    case = Case(norm, targets.norm(dim=-1), certification.angle(clean, targets), tau, dimension=images[0].numel())
-    radius, _ = certificate.sides(case)
+    radius = _radius(certificate, norm, targets.norm(dim=-1), certification.angle(clean, targets), tau, images[0].numel(), side)
     margins = [attacks.margin(embeddings, targets, tau, objective) for embeddings in (clean, found)]
     before, after = (attacks.succeeds(margin, objective) for margin in margins)
     broken = {"lipschitz": ~(drift <= moved * (1 + EXACT) + EXACT),

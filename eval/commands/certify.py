@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Evaluation, device: Any) -> None:
     from backbones import naming
+    from backbones.chain import followed
     from eval import budgets, records, robustness
     from eval.audit import sound
     from eval.show import tables
@@ -61,7 +62,9 @@ def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Eval
         results.refuse_another_subject(folder, origin)
         embedding = dict(device=device, batch_size=args.batch_size, num_workers=args.num_workers, progress=pair_set.name)
         # what is proven of a network under --sound is said below, with its rounding; its plain radii are for 1
-        result = records.certify(model.network, pair_set, evaluation, 1.0 if proven else None, **embedding)
+        with naming(args.weights):
+            network = followed(model.network, pair_set.image_size) if proven else model.network
+        result = records.certify(network, pair_set, evaluation, 1.0 if proven else None, **embedding)
         result.figures.update({**origin, **budgets.further(result, evaluation.far, args.certified_far, args.p, args.eps_p)})
         if proven:
             with naming(args.weights):

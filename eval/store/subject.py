@@ -14,7 +14,7 @@ from tqdm import tqdm
 import backbones
 from datasets import to_float
 from eval import records, verification
-from eval.certificates import ONE, Case, Certificate, OneImage
+from eval.certificates import ONE, Case, Certificate, OneImage, checked
 from eval.evaluation import Evaluation
 from eval.records import Records, is_right, table_of
 from eval.store import provenance, results
@@ -117,13 +117,12 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
     found = results.read_records(folder, certified=model.certified) if (folder / results.SUMMARY).is_file() else None
     evaluation = Evaluation(**{**({} if found is None else vars(Evaluation.of(found.summary))), **_one_threshold(given)})
     pair_set, origin = open_pairs(model, path, evaluation.protocol, resize)
-    if model.certified:
-        records.proven_or_divided(model.network, pair_set.image_size)
+    network = records.proven_or_divided(model.network, pair_set.image_size) if model.certified else model.network
     if found is not None:
         asked = {**origin, "protocol": evaluation.protocol, "tau": evaluation.tau, "far_target": given.get("far")}
         provenance.refuse_others(folder / results.SUMMARY, found.summary, asked)
         results.refuse_other_pairs(folder, found, pair_set, evaluation)
-    embeddings = verification.embed_images(model.network, pair_set.images, evaluation.views, batch_size, device,
+    embeddings = verification.embed_images(network, pair_set.images, evaluation.views, batch_size, device,
                                            describe=pair_set.describe, progress=progress, num_workers=num_workers, distributed=True)
     if found is None:
         found = records.evaluate(pair_set, embeddings, evaluation, model.certified)
@@ -131,7 +130,7 @@ def open_subject(model: Model, path: str | os.PathLike[str], folder: Path, given
         barrier()  # no rank looks for records any more
         if rank() == 0:
             results.write_records(folder, found)
-    return Subject(model.network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
+    return Subject(network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
 
 
 def plan(found: Records, kind: str, limit: int | None = None, certificate: Certificate = ONE) -> pd.DataFrame:
@@ -149,7 +148,7 @@ def plan(found: Records, kind: str, limit: int | None = None, certificate: Certi
         parts.append(pd.DataFrame({
             "row": table.index, "side": side, "image": table[image].to_numpy(), "target": table[target].to_numpy(),
             "flipped": table["flipped"].to_numpy(), "right": right.to_numpy(),
-            "radius": np.where(right & found.certified, radius.numpy(), 0.)}, index=2 * table.index + side))
+            "radius": np.where(right & found.certified, checked(certificate, radius, len(table)), 0.)}, index=2 * table.index + side))
     return pd.concat(parts)
 
 
