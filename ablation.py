@@ -21,16 +21,16 @@ from backbones import is_lipschitz, load_network
 from config import config as training_config
 from eval import records, robustness, verification
 from eval.audit import one as audit
+from eval.certification import PROTOCOLS
 from eval.show import report
 from eval.store import subject
-from eval.certification import PROTOCOLS
 from utils import InputError
 from utils.console import lasting_console
-from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
-from utils.files import read_json, sha256, write_json
 from utils.faults.folder import owned
 from utils.faults.signals import stopped, stops
+from utils.files import read_json, sha256, write_json
+from utils.settings import check_choices, check_least, check_not_negative, run_command
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 

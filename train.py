@@ -255,7 +255,7 @@ def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, tota
     """Head the log with the settings, the data and the machine."""
     for key, value in {**cfg, **run.checkpoints.settings, "device": device, "precision": precision}.items():
         LOGGER.info(": %-20s %s", key, value)
-    LOGGER.info("%d usable cores, %d threads, %d workers for each of the processes of this machine", usable_cores(), torch.get_num_threads(),
+    LOGGER.info("%d usable cores, %d threads, %d workers for each process of this machine", usable_cores(), torch.get_num_threads(),
                 workers(cfg.num_workers))
     parameters = sum(p.numel() for p in network.parameters())
     LOGGER.info("%s with %d parameters, %d steps%s, verified on: %s", cfg.backbone, parameters, total_steps,

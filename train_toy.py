@@ -8,7 +8,8 @@
 
 A run has a folder in `output`, named after its dataset, network, xi, seed and protocol. It holds `results.csv` (one row an epoch),
 `projections.csv` (Fig. 1b) and the weights. The same command goes on with a run that was interrupted, as if it had not been; with more
-epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75 stopped by Ctrl-C or a signal: the same command goes on.
+epochs it makes a finished one longer. Exit status: 0 done, 2 a setting or a file cannot be used, 75
+stopped by Ctrl-C or a signal: the same command goes on.
 """
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Sequence
 
 import pandas as pd
+
 import utils.cores  # noqa: F401  # isort: skip  # ahead of torch
 
 import torch
@@ -30,11 +32,11 @@ from headers import get_header
 from train import objective
 from utils import InputError
 from utils.console import lasting_console
-from utils.utils_callbacks import CallBackCheckpoint
-from utils.settings import check_choices, check_least, check_not_negative, run_command
 from utils.distributed import process_group
 from utils.faults.folder import owned
 from utils.faults.signals import stopped, stops
+from utils.settings import check_choices, check_least, check_not_negative, run_command
+from utils.utils_callbacks import CallBackCheckpoint
 from utils.utils_logging import AverageMeter, means_over_ranks
 
 config = EasyDict()

@@ -29,8 +29,8 @@ from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from utils import InputError
-from utils.faults.signals import unbroken
 from utils.distributed import barrier, rank, world_size
+from utils.faults.signals import unbroken
 from utils.precision import full_precision
 
 

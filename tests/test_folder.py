@@ -101,8 +101,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
 # --- two machines, whose relative paths are folders of their own
 
 def _tasks(device) -> dict:
-    from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
     from utils.distributed import from_first_rank, rank
+    from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
     found, me = {}, rank()
     folders.PATIENCE = 1.0
 

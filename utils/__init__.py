@@ -20,7 +20,7 @@ def one_line(error: object) -> str:
 
 
 def printable(name: str) -> str:
-    """The same name, or one with escapes where it has what cannot be shown or written down as UTF-8 (line breaks, bytes that are no text)."""
+    """The same name, with escapes for what cannot be shown or written down as UTF-8 (line breaks, bytes that are no text)."""
     return name if name.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 

@@ -54,7 +54,7 @@ def gather_objects(value: Any) -> list:
 
 
 def from_first_rank(make: Callable[[], Any]) -> Any:
-    """What `make` returns on rank 0, on every rank. InputError and OSError that it raises there are raised, as InputError, on all of them."""
+    """What `make` returns on rank 0, on every rank. InputError and OSError that it raises there become InputError on all of them."""
     value, error = None, None
     if rank() == 0:
         try:

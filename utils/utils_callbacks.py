@@ -8,14 +8,13 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import nn
 
-from utils import InputError, printable
-from utils import checkpoint
+from utils import InputError, checkpoint, printable
 from utils.distributed import from_first_rank, gather_objects, rank, undistributed, world_size
 from utils.faults.folder import is_owned
 from utils.faults.machines import file_of_first_rank, where
 from utils.files import remove_unfinished
-from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 from utils.untrusted.torchfile import check
+from utils.utils_logging import AverageMeter, means_over_ranks, speed_line
 
 LOGGER = logging.getLogger("training")
 

@@ -17,8 +17,8 @@ from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject
 from utils import InputError
-from utils.faults.signals import unbroken
 from utils.distributed import barrier, rank
+from utils.faults.signals import unbroken
 from utils.files import write_json
 
 

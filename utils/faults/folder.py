@@ -32,8 +32,8 @@ def is_owned(folder: "str | os.PathLike[str]") -> bool:
 def owned(folder: "str | os.PathLike[str]", name: str = NAME, shared: bool = False) -> Iterator[None]:
     """Inside, no other run that asks for it has the folder, which is made where it is missing. All ranks call it; the first one holds it.
 
-    It is held by a lock of the operating system on the file `name` in it, which ends with the process, however that ends, and not with
-    the processes that load its data. Where a file system has no locks a warning says so. shared: whether all ranks must see the same folder.
+    It is held by a lock of the operating system on the file `name` in it, which ends with the process, however that ends, not with the
+    processes that load its data. Where a file system has no locks a warning says so. shared: whether all ranks must see the same folder.
     Raises InputError, on all ranks, where another run has the folder, it cannot be written or, with `shared`, is not that of all
     ranks. Leaves nothing behind in a folder that stayed empty. Entered once more inside, it changes nothing.
     """
@@ -95,7 +95,7 @@ def _locked(folder: Path, name: str, word: str) -> IO | None:
 
 
 def _lock(file: IO, folder: Path) -> bool:
-    """Whether it is locked now. A record lock, unlike flock, is not handed on to the processes that load data, which may outlive this one."""
+    """Whether it is locked now. A record lock, unlike flock, is not handed on to processes that load data, which may outlive this one."""
     try:
         if fcntl is None:
             raise OSError("no locks on this system")

@@ -10,8 +10,8 @@ from utils import InputError
 _OTHERS = (("srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")),
            ("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)), ("mpiexec", "PMI_RANK", ("PMI_SIZE",)),
            ("mpirun", "MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",)), ("flux run", "FLUX_TASK_RANK", ("FLUX_JOB_SIZE",)))
-_HOW = ("torchrun starts as many as are wanted: torchrun --standalone --nproc_per_node=N ..., or once on each node, srun --ntasks-per-node=1 "
-        "torchrun --nnodes=$SLURM_NNODES --nproc_per_node=N --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 ...")
+_HOW = ("torchrun starts as many as are wanted: torchrun --standalone --nproc_per_node=N ..., or once on each node, srun "
+        "--ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=N --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 ...")
 
 
 class Launch(NamedTuple):
@@ -43,7 +43,8 @@ def launch() -> Launch:
             raise InputError(f"environment: {name}={value}, but {of}={_shown(of)}")
     if grouped:
         if not os.environ.get("MASTER_ADDR", "").strip():
-            raise InputError(f"environment: WORLD_SIZE={count}, but MASTER_ADDR={_shown('MASTER_ADDR')}: expected the name of the first machine")
+            raise InputError(f"environment: WORLD_SIZE={count}, but MASTER_ADDR={_shown('MASTER_ADDR')}: expected the name of the first "
+                             "machine")
         port = _number("MASTER_PORT", 1)
         if port is None or port >= 2**16:
             raise InputError(f"environment: WORLD_SIZE={count}, but MASTER_PORT={_shown('MASTER_PORT')}: expected a port below 65536")
@@ -65,8 +66,8 @@ def _refuse_other_launchers() -> None:
         if number is None or stated is None or stated[1] < 2:
             continue
         if number or stated[0] not in ("SLURM_NTASKS", "SLURM_NPROCS"):  # of which a batch script is number 0
-            raise InputError(f"environment: {launcher} started {stated[1]} of these ({stated[0]}={stated[1]}, {number_name}={number}), each of "
-                             f"which would do all of the work; {_HOW}")
+            raise InputError(f"environment: {launcher} started {stated[1]} of these ({stated[0]}={stated[1]}, {number_name}={number}), "
+                             f"each of which would do all of the work; {_HOW}")
 
 
 def _number(name: str, least: int) -> int | None:

@@ -12,7 +12,7 @@ _KINDS = {
     "shared memory": r"shared memory|\bshm\b|shm_open|</torch_|Bus error",
     "open files": r"too many open files|errno 24\b|ancdata|ulimit -n",
     "processes": r"can't start new thread|resource temporarily unavailable|errno 11\b",
-    "memory": r"cannot allocate memory|out of memory|can't allocate memory|not enough memory|errno 12\b|bad_alloc|signal: killed|MemoryError"}
+    "memory": r"(cannot|can't) allocate memory|out of memory|not enough memory|errno 12\b|bad_alloc|signal: killed|MemoryError"}
 _PATTERNS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in _KINDS.items()}
 KINDS = tuple(_KINDS)
 
@@ -35,7 +35,8 @@ def advice(kind: str) -> str:
         return (f"too many open files{limit}: allow more (ulimit -n 65536), or load data in fewer processes or none (num_workers=0, "
                 "--num-workers 0)")
     if kind == "processes":
-        return "no further process or thread could be started: allow more (ulimit -u), or load data in fewer processes (num_workers, --num-workers)"
+        return ("no further process or thread could be started: allow more (ulimit -u), or load data in fewer processes (num_workers, "
+                "--num-workers)")
     return ("memory is short: load data in fewer processes (num_workers, --num-workers), or take smaller batches (batch_size and "
             "grad_accum_steps, --batch-size)")
 
