@@ -84,8 +84,8 @@ def followed(network: nn.Module, image_size: Sequence[int]) -> nn.Module:
     """The layers of a network one after another and nothing else of it: what its constant is proven of, for images [N, *image_size].
 
     What a forward pass of the network itself does with real images, with more of them or on another device, cannot be seen in a copy
-    without values; so certificates are given for this. The layers are the network's own. A network that is a layer itself comes back as it is, with
-    the networks inside it followed where it says how (`followed`). Raises InputError as `chain`.
+    without values; so certificates are given for this. The layers are the network's own. A network that is a layer itself comes back as it
+    is, with the networks inside it followed where it says how (`followed`). Raises InputError as `chain`.
     """
     steps = chain(network, image_size)
     if steps and not steps[0].name:

@@ -155,6 +155,6 @@ def checked(one: Certificate, radius: Any, count: int) -> np.ndarray:
     """Radii that a certificate gave for so many pairs, float64. Raises InputError unless each is a number from 0 up."""
     found = np.asarray(radius.cpu() if isinstance(radius, Tensor) else radius)
     if found.shape != (count,) or found.dtype.kind != "f" or not (np.isfinite(found) & (found >= 0)).all():
-        raise InputError(f"certificate {one.name}: its radii are {found.dtype} {list(found.shape)}, expected {count} floats, finite and from "
-                         "0 up")
+        raise InputError(f"certificate {one.name}: its radii are {found.dtype} {list(found.shape)}, expected {count} floats, finite and "
+                         "from 0 up")
     return found.astype(np.float64)

@@ -98,8 +98,8 @@ def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> 
     limits, figure, panels = _limits(found), *_panels(title, "budget", "robust accuracy [%]")
     for kind, axes in panels.items():
         table = table_of(found, kind)
-        counts = sorted({min(limit, len(table)) for limit in limits.values()}, reverse=True)
-        axes.set_title(f"{KINDS[kind]}, {' and '.join(map(str, counts))} rows")
+        counts = sorted({min(limit, len(table)) for limit in limits.values()})
+        axes.set_title(f"{KINDS[kind]}, {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rows")
         if table.empty:
             continue
         for number, limit in enumerate(sorted(set(limits.values()), reverse=True) if found.certified else ()):

@@ -42,8 +42,9 @@ def all_or_none() -> Iterator[None]:
 def require_agreement(values: Mapping[str, Any]) -> None:
     """Raise InputError, naming key, process and machine, unless these values are those of all ranks."""
     mine = {key: repr(value) for key, value in values.items()}
-    for number, (host, found) in enumerate(others := gather_objects((socket.gethostname(), mine))):
-        first_host, first = others[0]
+    others = gather_objects((socket.gethostname(), mine))
+    first_host, first = others[0]
+    for number, (host, found) in enumerate(others):
         if different := [key for key in {**first, **found} if first.get(key) != found.get(key)]:
             key = different[0]
             raise InputError(f"{', '.join(different[:5])} of process {number} on {host} differ from those of process 0 on {first_host}: "

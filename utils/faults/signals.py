@@ -10,7 +10,7 @@ from typing import Any
 
 STOPPED = 75  # exit status of what a signal stopped and the same command goes on with: EX_TEMPFAIL of sysexits.h, "try again later"
 INTERRUPTED = 130  # of commands that Ctrl-C stopped, as shells have it: 128 + SIGINT
-# SIGHUP: the terminal is gone; SIGUSR1, SIGUSR2: the warning that schedulers send ahead of the end; SIGXCPU: so does a limit of CPU time.
+# SIGHUP: the terminal is gone; SIGUSR1, SIGUSR2: what schedulers send ahead of the end; SIGXCPU: so do limits of CPU time.
 # Ctrl-\ (SIGQUIT) is none of them, and ends a process at once.
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
                  if hasattr(signal, name))
