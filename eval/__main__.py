@@ -32,10 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         except (InputError, RunError, OSError) as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(_said(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as error:
             return stopped(error, "nothing that was finished is lost; the same command goes on from it", INTERRUPTED)
+
+
+def _said(error: Exception) -> object:
+    """What went wrong, beginning with the file where there is one."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error
 
 
 def _run(args: argparse.Namespace) -> int:
