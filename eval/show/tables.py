@@ -87,7 +87,8 @@ def table2(summaries: Iterable[Summary], attacks: Sequence[str] = EMPIRICAL) -> 
     summaries = refuse_mixed(summaries, attacks)
     columns = _empirical(summaries, attacks)
     if not columns:
-        raise InputError(f"none of these results has figures of {' or '.join(attacks)}: run python -m eval attack, or name others by --attacks")
+        raise InputError(f"none of these results has figures of {' or '.join(attacks)}: run python -m eval attack, or name others by "
+                         "--attacks")
     return _table(summaries, [*_limits(summaries, attacks), *_TAR, *columns])
 
 
