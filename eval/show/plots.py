@@ -113,7 +113,9 @@ def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> 
             elif budgets := sorted(outcomes.budgets(found, attack, kind)):
                 shares = [100 * outcomes.robust(found, attack, kind, eps).mean() for eps in budgets]
                 axes.plot(budgets, shares, MARKERS[number % 6], **style)
-    finish(figure, panels.values(), True)
+    finish(figure, panels.values(), False)
+    entries = {label: handle for axes in panels.values() for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize="small")  # inside it would hide curves
     save_figure(figure, out_png)
 
 
@@ -301,7 +303,7 @@ def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
         axes.set(title=KINDS[kind], **({"ylim": (0, 102)} if "%" in y else {}))
         axes.locator_params(axis="x", nbins=6)  # more would run into those of the next panel
     figure.suptitle(title)
-    figure.supxlabel(f"{x} ({UNIT})", fontsize="medium")
+    panels["d"].set_xlabel(f"{x} ({UNIT})")  # of all three; a label of the figure would lie under a legend below them
     panels["u"].set_ylabel(y)
     return figure, panels
 
