@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from utils import InputError
 from utils.directions import cosine, norms
+from utils.modes import evaluating
 
 OBJECTIVES = ("untargeted", "dodging", "impersonation")
 Embed = Callable[[Tensor], Tensor]
@@ -103,21 +104,15 @@ def inputs_only(embed: Any) -> Iterator[None]:
     while isinstance(embed, functools.partial):
         embed = embed.func
     module = getattr(embed, "__self__", embed)
-    if not isinstance(module, nn.Module):
-        module = nn.Module()
-    modes = [(m, m.training) for m in module.modules()]
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
     try:
-        if any(training for _, training in modes):
-            module.eval()
         for p in trainable:
             p.requires_grad_(False)
-        yield
+        with evaluating(module):
+            yield
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        for m, training in modes:
-            m.training = training
 
 
 class _Look(NamedTuple):

@@ -10,8 +10,9 @@ from torch import nn
 
 from backbones import proof
 from backbones.chain import chain
-from backbones.proof import TOLERANCE, UNIT, evaluating, gamma, product
+from backbones.proof import TOLERANCE, UNIT, gamma, product
 from utils import InputError
+from utils.modes import evaluating
 
 __all__ = ["TOLERANCE", "UNIT", "at_most_one", "gamma", "lipschitz_bound", "product"]
 _ROUNDED = 1e-4  # more than what float32 makes of a hundred constants that are 1

@@ -12,9 +12,8 @@ further up; a subclass with a `forward` of its own says it anew, or has no proof
 does not apply its layers one after another (a sum of branches, say) is a layer as well: it has `proven_lipschitz`, and what is inside it
 is its own affair; `bounds.lipschitz_bound` gives it the constants of its parts.
 """
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -49,19 +48,6 @@ _OTHERS: dict[type, _Declaration] = {}
 def declare(kind: type[nn.Module], lipschitz: float, rounding: Callable[[State, Shape], State] | None = None) -> None:
     """Say for a class of PyTorch, or of others, what a layer says by methods of its own."""
     _OTHERS[kind] = _Declaration(kind.forward, lipschitz, rounding)
-
-
-@contextlib.contextmanager
-def evaluating(network: Any) -> Iterator[None]:
-    """Eval mode inside, where it is a module; each part is put back into the mode it was found in."""
-    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
-    try:
-        if any(training for _, training in modes):
-            modes[0][0].eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def gamma(n: int) -> float:

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from backbones import embedding_size
-from backbones.proof import evaluating
 from datasets import to_float
 from eval.certification import is_paper
 from eval.folds import LFold, calculate_accuracy, calculate_roc, calculate_val, calculate_val_far, evaluate, ten_fold_accuracy
@@ -30,6 +29,7 @@ from utils.distributed import all_gather_interleaved, rank, world_size
 from utils.images import decode_image, encode_image
 from utils.images import image_size as size_of
 from utils.loader import begin_worker, lasting, shared
+from utils.modes import evaluating
 from utils.precision import full_precision
 from utils.untrusted.pickles import load_plain
 
@@ -204,7 +204,7 @@ class _Decoded(Dataset):
 def require_size(network: nn.Module, pair_set: PairSet) -> None:
     """Raise InputError where the first image has a size that the network is not made for, before a batch of them is decoded."""
     try:
-        embedding_size(network, decode_image(pair_set.images[0], pair_set.describe(0)).shape)
+        embedding_size(network, pair_set.image_size)
     except RecordError:
         raise
     except InputError as error:
