@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from backbones.kept import Pair, Rescaled, RescaledOnce
 from backbones.kernels import half_shifts, taps
 from backbones.norms import norm_bound
-from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, norm_of_magnitudes
+from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, multiplied, norm_of_magnitudes
 from backbones.rescaling import rescaled, rescaling
 from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
 from utils import InputError
@@ -247,8 +247,7 @@ class FoldedSLLLinear(nn.Linear):
     def proven_rounding(self, state: State, shape: Shape) -> State:
         norm = self.norm()
         shift = 0.0 if self.bias is None else self.bias.norm().item() * UP
-        local = gamma(self.in_features + 1) * (norm_of_magnitudes(self.weight.abs()) * state.size + shift) * UP + UNDERFLOW
-        return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
+        return multiplied(state, norm, norm_of_magnitudes(self.weight.abs()), self.in_features, shift)
 
 
 @torch.no_grad()
