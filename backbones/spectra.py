@@ -29,9 +29,7 @@ def grid_size(kernel_size: int) -> int:
 
 def grid_loss(kernel_size: int) -> float:
     """cos(pi (k - 1) / 2n)^2, rounded down: what the norm times this is at most the largest value on the grid."""
-    if kernel_size == 1:
-        return 1.0
-    return (1 + _roots(grid_size(kernel_size))[kernel_size // 2].real) / 2 * (1 - 1e-12)  # k // 2 >= (k - 1) / 2
+    return 1.0 if kernel_size == 1 else (1 + _roots(2 * grid_size(kernel_size))[kernel_size - 1].real) / 2 * (1 - 1e-12)
 
 
 def grid_phases(kernel_size: int) -> Tensor:
