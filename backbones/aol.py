@@ -1,10 +1,11 @@
-"""AOL, the almost orthogonal layer of Prach and Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks",
-ECCV 2022:
+"""AOL, the almost orthogonal layer: a convolution whose inputs are rescaled.
+
+Source: Prach and Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks", ECCV 2022. For weights W and b
 
     z  ->  W D z + b,      D = diag(d),      d_i = ( sum_j |W^T W|_ij )^(-1/2),                                 (AOL)
 
-where W^T W is, for a convolution, the autocorrelation over the inner channels, whose shifts the sum runs over as well. It is 1-Lipschitz:
-d^-2 is diagonally dominant over W^T W. As the d are T^(1/2) of equation (SLL) for W^T with q = 0, `rescaled` of rescaling.py is their home.
+where W^T W is, for a convolution, the autocorrelation of the kernels of the input channels, whose shifts the sum runs over as well, is
+1-Lipschitz: D^-2 - W^T W is diagonally dominant. As the d are T^(1/2) of equation (SLL) for W^T with q = 0, `rescaled` of rescaling.py is their home.
 
 What is proven of it is proven of V = W D as computed, by what holds for V^T: ||V|| <= 1 as the rescaling says it, and less where the
 spectrum of the kernel is smaller than that, as it is when rows of W^T overlap with both signs. MaxMin follows in the blocks of the zoo.
@@ -47,7 +48,7 @@ class AOLConv2d(Rescaled):
         if weight.is_meta:
             return weight, bias
         transposed, _ = rescaled(weight.transpose(0, 1), None, weight.new_zeros(weight.shape[1]))
-        return transposed.transpose(0, 1).contiguous(), bias
+        return transposed.transpose(0, 1).contiguous(), bias.view(-1)  # RescaledOnce wants no parameters
 
     def forward(self, z: Tensor) -> Tensor:
         weight, bias = self.rescaled()

@@ -58,7 +58,7 @@ class _Orthogonal(Rescaled):
         with torch.autocast(weight.device.type, enabled=False):
             full = at_least_float32(weight) if training or weight.device.type == "mps" else weight.double()
             matrices = self.unitary(_spectrum(full, self.size))
-            return torch.cat((matrices.real, matrices.imag), 1).to(weight.dtype), bias
+            return torch.cat((matrices.real, matrices.imag), 1).to(weight.dtype), bias.view(-1)  # RescaledOnce wants no parameters
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[-2:] != self.size:
@@ -86,7 +86,7 @@ class CayleyConv2d(_Orthogonal):
 
     def unitary(self, values: Tensor) -> Tensor:
         identity = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-        return 2 * torch.linalg.inv(identity + values - values.mH) - identity  # (I + A)^-1 (2 I - (I + A)), with half of the rounding
+        return 2 * _inverse(identity + values - values.mH) - identity  # (I + A)^-1 (2 I - (I + A)), with half of the rounding
 
 
 class BROConv2d(_Orthogonal):
@@ -97,7 +97,12 @@ class BROConv2d(_Orthogonal):
 
     def unitary(self, values: Tensor) -> Tensor:
         identity = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-        return identity - 2 * values @ torch.linalg.solve(values.mH @ values, values.mH)
+        return identity - 2 * values @ _inverse(values.mH @ values) @ values.mH
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Whatever comes out for those without one: it is not unitary what is made of it, and a certificate says so."""
+    return torch.linalg.inv_ex(matrices).inverse
 
 
 class FoldedOrthogonal(nn.Module):

@@ -1,8 +1,10 @@
-"""CPL, the convex potential layer of Meunier et al., "A Dynamical System Perspective for Lipschitz Neural Networks", ICML 2022:
+"""CPL, the convex potential layer, with a norm that is proven.
+
+Source: Meunier et al., "A Dynamical System Perspective for Lipschitz Neural Networks", ICML 2022. For weights W and b
 
     z  ->  z - 2 / ||W||^2  W^T relu(W z + b),                                                                  (CPL)
 
-equation (SLL) of custom_layers.py with T = I / ||W||^2 in place of a diagonal from row sums: z - 2 V^T relu(V z + c) with V = W / sigma,
+is equation (SLL) of custom_layers.py with T = I / ||W||^2 in place of a diagonal from row sums: z - 2 V^T relu(V z + c) with V = W / sigma,
 c = b / sigma, is 1-Lipschitz for every sigma >= ||W||, and little is lost where sigma is close to ||W||.
 
 sigma is the largest norm of the kernel's values W^(w) on a grid of frequencies, divided by the loss of that grid (spectra.py). That is at
