@@ -5,7 +5,8 @@ Source: Prach and Lampert, "Almost-Orthogonal Layers for Efficient General-Purpo
     z  ->  W D z + b,      D = diag(d),      d_i = ( sum_j |W^T W|_ij )^(-1/2),                                 (AOL)
 
 where W^T W is, for a convolution, the autocorrelation of the kernels of the input channels, whose shifts the sum runs over as well, is
-1-Lipschitz: D^-2 - W^T W is diagonally dominant. As the d are T^(1/2) of equation (SLL) for W^T with q = 0, `rescaled` of rescaling.py is their home.
+1-Lipschitz: D^-2 - W^T W is diagonally dominant. As d is T^(1/2) of equation (SLL) for W^T with q = 0, `rescaled` of rescaling.py is its
+home.
 
 What is proven of it is proven of V = W D as computed, by what holds for V^T: ||V|| <= 1 as the rescaling says it, and less where the
 spectrum of the kernel is smaller than that, as it is when rows of W^T overlap with both signs. MaxMin follows in the blocks of the zoo.
@@ -28,7 +29,8 @@ class AOLConv2d(Rescaled):
     """z -> W D z + b, equation (AOL), for images z [N, cin, H, W] -> [N, cout, H, W] with zero padding; 1-Lipschitz in l2.
 
     kernel_size: odd. W starts with an orthogonal matrix in the middle and zeros around it, so that d = 1 and nothing is lost: with an
-    orthogonal kernel of 3 x 3 the norm of each layer would be 1/5. b starts at 0. Raises ValueError for an even kernel, whose zero padding would not be symmetric.
+    orthogonal kernel of 3 x 3 and 64 channels the norm of each layer would be a third. b starts at 0. Raises ValueError for an even kernel,
+    whose zero padding would not be symmetric.
     """
 
     def __init__(self, cin: int, cout: int, kernel_size: int = 3):

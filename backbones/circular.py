@@ -64,7 +64,8 @@ class _Orthogonal(Rescaled):
         if z.shape[-2:] != self.size:
             raise ValueError(f"images of {list(z.shape[-2:])}: this layer is for {list(self.size)}")
         matrices, bias = self.rescaled()
-        return convolved(z, *(part.to(z) for part in self.transforms), matrices, bias)
+        columns, rows = self.transforms
+        return convolved(z, columns.to(z), rows.to(z), matrices, bias)
 
     def folded(self) -> "FoldedOrthogonal":
         """The same with J and Q as plain weights."""
