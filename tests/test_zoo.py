@@ -82,7 +82,7 @@ def test_peaks_between_the_frequencies_of_the_grid_are_not_missed(k):
 
 @pytest.mark.parametrize("n", [6, 12, 24, 96])
 def test_roots_of_unity(n):
-    assert max(abs(root - complex(math.cos(2 * math.pi * m / n), math.sin(2 * math.pi * m / n))) for m, root in enumerate(_roots(n))) < 2**-46
+    assert max(abs(root - complex(math.cos(2 * math.pi * m / n), math.sin(2 * math.pi * m / n))) for m, root in enumerate(_roots(n))) < n * 2**-50
     assert grid_size(1) == 1 and grid_size(2) == 12 and all(grid_size(k) >= 12 * (k - 1) for k in range(2, 12))
 
 
