@@ -22,7 +22,7 @@ from backbones.kept import Pair, Rescaled
 from backbones.norms import norm_bound
 from backbones.proof import UP, Shape, State, multiplied, norm_of_magnitudes
 from backbones.rescaling import rescaled
-from backbones.spectra import spectral_bound
+from backbones.spectral import spectral_bound
 
 
 class AOLConv2d(Rescaled):

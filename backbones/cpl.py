@@ -7,7 +7,7 @@ Source: Meunier et al., "A Dynamical System Perspective for Lipschitz Neural Net
 is equation (SLL) of custom_layers.py with T = I / ||W||^2 in place of a diagonal from row sums: z - 2 V^T relu(V z + c) with V = W / sigma,
 c = b / sigma, is 1-Lipschitz for every sigma >= ||W||, and little is lost where sigma is close to ||W||.
 
-sigma is the largest norm of the kernel's values W^(w) on a grid of frequencies, divided by the loss of that grid (spectra.py). That is at
+sigma is the largest norm of the kernel's values W^(w) on a grid of frequencies, divided by the loss of that grid (spectral.py). That is at
 least ||W|| for images of every size with zero padding: these are cut out of infinite ones. What differs is how the largest norm is found.
 
 In training, by power iteration at all frequencies of the grid at once, one step for each step of training, from where the last one ended:
@@ -24,7 +24,7 @@ from torch import Tensor
 from backbones.custom_layers import FoldedSLLConv2d, SLLConv2d
 from backbones.kept import Pair, mode
 from backbones.rescaling import at_least_float32
-from backbones.spectra import grid_loss, grid_phases, spectral_bound
+from backbones.spectral import grid_loss, grid_phases, spectral_bound
 
 _STEPS = 30  # of power iteration for fresh weights, and before a proof
 _ROOM = 1 + 2.0**-9  # in eval mode, for a power iteration that is nearly at its end: what is within it need not be looked for

@@ -21,7 +21,7 @@ from backbones.norms import _known, norm_bound
 from backbones.proof import State
 from backbones.shapes import MaxMin
 from backbones.sound import load_sound
-from backbones.spectra import _roots, grid_loss, grid_size, spectral_bound
+from backbones.spectral import _roots, grid_loss, grid_size, spectral_bound
 from backbones.zoo import LAYERS, ZooNet
 from utils import InputError
 
