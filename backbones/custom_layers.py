@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from backbones.kept import Pair, Rescaled, RescaledOnce
 from backbones.kernels import half_shifts, taps
-from backbones.norms import norm_bound
+from backbones.norms import affine_rounding, norm_bound
 from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, norm_of_magnitudes
 from backbones.rescaling import rescaled, rescaling
 from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
@@ -245,10 +245,7 @@ class FoldedSLLLinear(nn.Linear):
         return norm
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
-        norm = self.norm()
-        shift = 0.0 if self.bias is None else self.bias.norm().item() * UP
-        local = gamma(self.in_features + 1) * (norm_of_magnitudes(self.weight.abs()) * state.size + shift) * UP + UNDERFLOW
-        return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
+        return affine_rounding(state, self.norm(), self.weight, self.bias, math.prod(shape[:-1]))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backbones.kernels import half_shifts, taps
 from backbones.powers import binary_power
-from backbones.proof import UNIT, UP, UP_LITTLE, gamma
+from backbones.proof import UNDERFLOW, UNIT, UP, UP_LITTLE, State, gamma, norm_of_magnitudes
 
 _MANY = 4096
 _known: "dict[bytes, float]" = {}
@@ -44,6 +44,13 @@ def norm_bound(weight: Tensor, root: Tensor | None = None, power: int = 1) -> fl
             _known.clear()
         _known[key] = bound
     return bound
+
+
+def affine_rounding(state: State, norm: float, weight: Tensor, bias: Tensor | None, positions: int = 1) -> State:
+    """The rounding of z -> V z + c with V [C, n] and c [C] at each of so many positions; norm: at least ||V||."""
+    shift = 0.0 if bias is None else math.sqrt(positions) * bias.norm().item() * UP
+    local = gamma(weight.shape[1] + 1) * (norm_of_magnitudes(weight.abs()) * state.size + shift) * UP + UNDERFLOW
+    return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
 
 
 def _fingerprint(weight: Tensor, root: Tensor | None, power: int) -> bytes:
