@@ -32,7 +32,8 @@ class Centre(Observing):
 
     def forward(self, z: Tensor) -> Tensor:
         centred = z - self.mean.view(-1, *(1,) * (z.dim() - 2))
-        if self.training and torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        # which transforms are active is asked only where no compiler has to follow
+        if self.training and torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()):
             self.total += z.detach().to(self.total.dtype).transpose(0, 1).flatten(1).sum(1)
             self.count += z.numel() // z.shape[1]
             if not self._gathering:

@@ -282,6 +282,17 @@ def test_the_rounding_of_a_layer_against_exact_arithmetic(name):
     assert layer(z).norm() <= after.size
 
 
+@pytest.mark.parametrize("layer, shape", [(FoldedSLLLinear(SpectralLinear(3, 4, bias=True)), (5, 2, 3)),
+                                          (FoldedMixing(OrthogonalMixing(3)), (3, 5, 2)), (Centre(3), (3, 5, 2))])
+def test_what_is_added_counts_at_every_position(layer, shape):
+    layer = layer.double().eval().requires_grad_(False)
+    added = layer.mean if isinstance(layer, Centre) else layer.bias
+    added.copy_(normal(len(added)))
+    norm = layer(torch.zeros(1, *shape, dtype=torch.float64)).norm().item()
+    assert norm == pytest.approx(math.sqrt(10) * added.norm().item())
+    assert norm <= layer.proven_rounding(State(0.0, 0.0), shape).size <= norm * (1 + 1e-8)
+
+
 def exact_layer(layer, z):
     """A layer of a folded network on fractions [...], without the batch, by its formula."""
     if isinstance(layer, Lowpass):
