@@ -21,7 +21,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
-from backbones import get_backbone
+from backbones.linear import LinearLDA
 from datasets import Faces, get_dataset, to_float
 from utils import InputError
 from utils.checkpoint import save_weights
@@ -49,7 +49,7 @@ def lda(cfg: EasyDict) -> None:
     if not 0 <= cfg.shrinkage <= 1:
         raise InputError(f"setting shrinkage={cfg.shrinkage}: expected a number from 0 to 1")
     limit_threads()
-    network = get_backbone(NETWORK).eval()
+    network = LinearLDA().eval()
     dataset = get_dataset(cfg.data)
     if dataset.image_size != (112, 112):
         raise InputError(f"{cfg.data}: images of {list(dataset.image_size)}, expected [112, 112]")

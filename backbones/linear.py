@@ -38,6 +38,7 @@ class LinearLDA(_Linear):
     """The same with weights that are used as they are, and not to be trained: [N, 3, 112, 112] -> [N, emb_size], 1-Lipschitz in l2
     where they are. lda.py computes them.
     """
+    linear: PlainLinear
 
     def __init__(self, emb_size: int = 128):
         super().__init__()

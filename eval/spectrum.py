@@ -19,6 +19,8 @@ from eval.store.subject import decoded
 from eval.verification import PairSet
 from utils.precision import full_precision
 
+COLUMNS = ("layer", "kind", "input", "count", "mean_square", "largest", "above_half", "units", "switching", "disagreement")
+
 
 def steps_of(network: nn.Module, image_size: Sequence[int], certified: bool) -> list[Step]:
     """The layers of a network in their order, folded; one that is not 1-Lipschitz (certified=False) is taken as a single layer, of which
@@ -36,8 +38,8 @@ def spectra(steps: Sequence[Step]) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def activity(steps: Sequence[Step], pair_set: PairSet, images: np.ndarray, device: torch.device | str = "cpu", batch_size: int = 64
              ) -> dict[str, np.ndarray]:
-    """For each unit of the layers that say them, by the names of these, the share of the images of these numbers for which the preactivation
-    is positive, float64.
+    """For each unit of the layers that say them, by the names of these, the share of the images of these numbers for which the
+    preactivation is positive, float64.
     """
     active: dict[str, Any] = {}
     with full_precision():
@@ -66,32 +68,37 @@ def midpoint_deviations(steps: Sequence[Step], pair_set: PairSet, left: np.ndarr
     return torch.cat(found).numpy()
 
 
-def table(steps: Sequence[Step], values: Mapping[str, np.ndarray], active: Mapping[str, np.ndarray], count: int) -> pd.DataFrame:
-    """A row for each layer of which there is something to say, from `spectra` and, over `count` images, `activity`.
+def rows(steps: Sequence[Step], values: Mapping[str, np.ndarray], active: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
+    """What there is to say of each layer, from `spectra` and, over `count` images, `activity`: those of COLUMNS that it has.
 
     layer, kind (its class), input (its shape without the batch); count of the singular values, their mean_square, the largest and the share
     above_half of those above 0.5; units, the share switching of those whose sign is not the same for all images, and disagreement, the
-    share that differs between two images, averaged over all pairs. NaN where a layer does not say it.
+    share that differs between two images, averaged over all pairs.
     """
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for name, layer, shape in steps:
-        row: dict[str, Any] = {"layer": name, "kind": type(layer).__name__.removeprefix("Folded"), "input": " x ".join(map(str, shape))}
+        row: dict[str, Any] = {}
         if name in values:
-            found = values[name]
-            row |= {"count": len(found), "mean_square": float((found**2).mean()), "largest": float(found[0]),
-                    "above_half": float((found > 0.5).mean())}
+            row |= {"count": len(values[name]), "mean_square": float((values[name]**2).mean()), "largest": float(values[name][0]),
+                    "above_half": float((values[name] > 0.5).mean())}
         if name in active:
             share = active[name]
             row |= {"units": share.size, "switching": float(((share > 0) & (share < 1)).mean()),
                     "disagreement": float((2 * share * (1 - share)).mean()) * count / max(1, count - 1)}
-        rows += [row] if len(row) > 3 else []
-    return pd.DataFrame(rows, columns=["layer", "kind", "input", "count", "mean_square", "largest", "above_half", "units", "switching",
-                                       "disagreement"]).astype({"count": "Int64", "units": "Int64"})
+        if row:
+            kind = type(layer).__name__.removeprefix("Folded")
+            found.append({"layer": name, "kind": kind, "input": " x ".join(map(str, shape)), **row})
+    return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`rows` as a table, NaN where a layer does not say something."""
+    return pd.DataFrame(found, columns=list(COLUMNS)).astype({"count": "Int64", "units": "Int64"})
 
 
 def _batches(pair_set: PairSet, numbers: np.ndarray, device: torch.device | str, batch_size: int) -> Iterator[Tensor]:
     for start in range(0, len(numbers), batch_size):
-        part = numbers[start:start + batch_size]
+        part = numbers[start:start + batch_size].tolist()
         yield decoded(pair_set, part, [False] * len(part), device)
 
 

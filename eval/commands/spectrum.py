@@ -42,6 +42,7 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
 
     from backbones import image_size, naming
     from eval import spectrum
+    from eval.show.plots import literal
     from eval.show.spectrum import plot_spectra
     from eval.store.subject import open_pairs
     from utils.files import atomic_write, write_json
@@ -59,14 +60,15 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
         deviations = deviations[~np.isnan(deviations)]
         summary |= {"n_images": len(images), "n_pairs": len(deviations),
                     "midpoint_deviation": float(deviations.mean()) if len(deviations) else None}
-    table = spectrum.table(steps, values, active, len(images))
-    rows = [{key: value for key, value in row.items() if value == value} for row in table.astype(object).to_dict("records")]
+    layers = spectrum.rows(steps, values, active, len(images))
+    table = spectrum.table(layers)
     with atomic_write(folder / "spectrum.csv") as file:
         table.to_csv(file, index=False, lineterminator="\n")
+    (folder / "spectrum.png").unlink(missing_ok=True)  # that of another network, if this one has none
     if values:
-        plot_spectra(values, folder / "spectrum.png", f"{args.backbone}: singular values of the layers")
-    write_json(folder / "spectrum.json", {**summary, "layers": rows})
-    if len(table):
+        plot_spectra(values, folder / "spectrum.png", f"{literal(args.backbone)}: singular values of the layers")
+    write_json(folder / "spectrum.json", {**summary, "layers": layers})
+    if layers:
         print(table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4f}"))
     if "midpoint_deviation" in summary:
         print(_said(summary))
