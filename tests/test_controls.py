@@ -156,6 +156,18 @@ def test_the_layer_takes_the_mean_out_and_is_proven():
     assert 1 - 1e-5 < norm_bound(linear.weight) <= 1 and np.abs(linear(torch.from_numpy(mean).float()).detach().numpy()).max() < 1e-5
 
 
+def test_features_are_a_projection_whose_transpose_is_spread(people):
+    dataset = train.get_dataset(people / "faces")
+    network = get_backbone("linear_lda")
+    features, block = lda.features_of(network.stem, dataset, batch_size=7)
+    assert features.shape == (48, 3 * 28 * 28) and block == 4
+    rows = np.random.default_rng(0).normal(size=(5, features.shape[1]))
+    assert np.allclose(lda.spread(rows, block) @ lda.spread(rows, block).T, rows @ rows.T)
+    whole = network.stem(train.to_float(torch.stack([dataset[k][0].flip(-1) for k in range(24)]))).numpy()
+    assert np.allclose(features[24:] @ rows.T, whole @ lda.spread(rows, block).T, atol=1e-4)
+    assert np.allclose(lda.spread(rows, 1), rows)
+
+
 @pytest.fixture
 def people(tmp_path):
     """A folder of six people with four images each, and a .bin of others."""
@@ -179,7 +191,8 @@ def test_the_command_writes_a_checkpoint_that_is_certified(people, variant, caps
     assert json.loads((people / "certified/summary.json").read_text())["sound_lipschitz"] <= 1 + 1e-9
     network = load_network("linear_lda", file)
     dataset = train.get_dataset(people / "faces")
-    embeddings = network(train.to_float(torch.stack([dataset[k][0] for k in range(24)]))).detach()
+    images = train.to_float(torch.stack([dataset[k][0] for k in range(24)]))
+    embeddings = network(torch.cat([images, images.flip(-1)])).detach()
     assert embeddings.mean(0).norm() < 1e-4 * embeddings.norm(dim=1).mean(), "the mean of what it was fitted to is taken out"
 
 
