@@ -25,6 +25,11 @@ class MaxMin(nn.Module):
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
 
+    def preactivations(self, z: Tensor) -> Tensor:
+        """a - b, whose sign says which of the two is larger."""
+        a, b = _halves(z)
+        return a - b
+
 
 def _max_min(z: Tensor, axis: int = 1) -> Tensor:
     a, b = _halves(z, axis)
@@ -127,6 +132,11 @@ class Downsize(nn.Module):
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
+
+    def preactivations(self, z: Tensor) -> Tensor:
+        """a - b of the pairs of which something is kept."""
+        a, b = _halves(z)
+        return (a - b)[:, :self.kept]
 
     def extra_repr(self) -> str:
         return f"{4 * self.kept} channels"
