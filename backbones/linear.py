@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from backbones.custom_layers import PlainLinear, SLLLinear
 from backbones.registry import register
 from backbones.shapes import RemoveMean
-from backbones.sllnet import _dense_in_full
+from backbones.sllnet import dense_in_full
 
 
 class _Linear(nn.Module):
@@ -17,7 +17,7 @@ class _Linear(nn.Module):
         self.stem = nn.Sequential(RemoveMean(), nn.Flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        return _dense_in_full(self.linear, self.stem(x))
+        return dense_in_full(self.linear, self.stem(x))
 
 
 @register("linear_map", lipschitz=True)
