@@ -22,6 +22,7 @@ from backbones.kept import Pair, Rescaled
 from backbones.norms import norm_bound
 from backbones.proof import UP, Shape, State, multiplied, norm_of_magnitudes
 from backbones.rescaling import rescaled
+from backbones.spectra import of_kernel
 from backbones.spectral import spectral_bound
 
 
@@ -101,3 +102,7 @@ class FoldedAOLConv2d(nn.Module):
         _, cin, k, _ = self.weight.shape
         shift = math.sqrt(math.prod(shape[-2:])) * self.bias.norm().item() * UP
         return multiplied(state, self.norm(), norm_of_magnitudes(self.weight.abs().sum((2, 3))), cin * k * k, shift)
+
+    def singular_values(self, shape: Shape) -> Tensor:
+        """Those of V for images that go on at their other end."""
+        return of_kernel(self.weight, shape[-2:])

@@ -146,6 +146,12 @@ class FoldedOrthogonal(nn.Module):
         shift = math.sqrt(math.prod(shape[-2:])) * self.bias.norm().item() * UP
         return multiplied(state, 1.0, 1.0, 1, shift)
 
+    def singular_values(self, shape: Shape) -> Tensor:
+        """Those of all Q, twice where a frequency stands for two."""
+        width = shape[-1]
+        copies = torch.tensor([1 if 2 * v % width == 0 else 2 for v in range(width // 2 + 1)]).repeat(len(self.rows) // 2)
+        return torch.linalg.svdvals(_complex(self.weight)).repeat_interleave(copies, 0).flatten().sort(descending=True).values
+
 
 def convolved(z: Tensor, columns: Tensor, rows: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
     """J* Q J z + b of images [N, C, H, W]. columns [W', 2, W] and rows [2H, H] of J, matrices [F, 2C, C] of Q, F = H W', bias [C]."""

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from backbones.kept import Pair, Rescaled, RescaledOnce
 from backbones.kernels import half_shifts, taps
-from backbones.norms import norm_bound
-from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, multiplied, norm_of_magnitudes
+from backbones.norms import affine_rounding, norm_bound
+from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, norm_of_magnitudes
 from backbones.rescaling import rescaled, rescaling
 from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
+from backbones.spectra import of_kernel, of_matrix
 from utils import InputError
 
 # what code that was written for this module imports from it
@@ -185,6 +186,14 @@ class FoldedSLLConv2d(nn.Module):
         constant = self.constant_of(norm)
         return State((constant * state.size + 2 * norm * lifted + local) * UP, (constant * state.error + local) * UP)
 
+    def singular_values(self, shape: Shape) -> Tensor:
+        """Those of V."""
+        return of_kernel(self.weight, shape[-2:], self.stride)
+
+    def preactivations(self, z: Tensor) -> Tensor:
+        """V z + c, of which relu takes the sign."""
+        return F.conv2d(z, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
 
 class SLLLinear(_SLL):
     """z -> T^(1/2) (W z + b), t of equation (SLL), or (SLL-p), with q = 0, for z [..., ic]; 1-Lipschitz in l2. W starts orthogonal.
@@ -224,14 +233,8 @@ class SLLLinear(_SLL):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}{self._extra()}"
 
 
-class FoldedSLLLinear(nn.Linear):
-    """z -> V z + c with V = T^(1/2) W and c = T^(1/2) b as plain weights."""
-
-    def __init__(self, layer: SLLLinear):
-        weight, bias = layer.rescaled()
-        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # no values are drawn for nothing
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
+class PlainLinear(nn.Linear):
+    """z -> V z + c with V and c as they are: its constant is ||V||, whatever that is."""
 
     def norm(self) -> float:
         """At least ||V||. Raises InputError for values that are not finite."""
@@ -245,9 +248,21 @@ class FoldedSLLLinear(nn.Linear):
         return norm
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
-        norm = self.norm()
-        shift = 0.0 if self.bias is None else self.bias.norm().item() * UP
-        return multiplied(state, norm, norm_of_magnitudes(self.weight.abs()), self.in_features, shift)
+        return affine_rounding(state, self.norm(), self.weight, self.bias, math.prod(shape[:-1]))
+
+    def singular_values(self, shape: Shape) -> Tensor:
+        """Those of V."""
+        return of_matrix(self.weight)
+
+
+class FoldedSLLLinear(PlainLinear):
+    """z -> V z + c with V = T^(1/2) W and c = T^(1/2) b as plain weights."""
+
+    def __init__(self, layer: SLLLinear):
+        weight, bias = layer.rescaled()
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # no values are drawn for nothing
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
 
 
 @torch.no_grad()

@@ -82,6 +82,23 @@ class Rescaled(nn.Module):
         return state
 
 
+class Observing(nn.Module):
+    """A layer that learns from what passes through it in training, without gradients: once an optimiser step, however many passes that has.
+
+    Outside of `RescaledOnce` each forward pass is a step.
+    """
+
+    _gathering = False  # more passes of this step may come
+
+    def settle(self) -> None:
+        """Learn from what was seen since the last time."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop it."""
+        raise NotImplementedError
+
+
 class RescaledOnce:
     """Compute the rescaling of every SLL layer once for all forward and backward passes between two changes of the weights.
 
@@ -94,17 +111,20 @@ class RescaledOnce:
     Until `last` is called the passes use leaves with the values of T^(1/2) W and T^(1/2) b, whose gradients add up; the last backward pass
     adds these to its own and goes on through t to the parameters. So the parameters receive all gradients in one backward pass, the
     only one whose gradients DDP has to average. With nothing left to compute in a layer but convolutions, a compiled network has no
-    graph breaks.
+    graph breaks. Layers that learn from what passes through them (`Observing`) do so when it ends, and not where that is by an error.
     """
 
     def __init__(self, network: nn.Module):
         self.layers = [module for module in network.modules() if isinstance(module, Rescaled)]
+        self.observing = [module for module in network.modules() if isinstance(module, Observing)]
 
     def __enter__(self) -> "RescaledOnce":
         with torch.enable_grad():
             self.live = [layer.fresh() for layer in self.layers]
         for layer, live in zip(self.layers, self.live):
             layer._shared = tuple(None if value is None else value.detach().requires_grad_() for value in live)
+        for module in self.observing:
+            module._gathering = True
         return self
 
     def last(self) -> None:
@@ -115,6 +135,9 @@ class RescaledOnce:
                     value.register_hook(leaf.grad.add)
             layer._shared = live
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: "type[BaseException] | None", *_) -> None:
         for layer in self.layers:
             layer._shared = None
+        for module in self.observing:
+            module._gathering = False
+            module.settle() if error is None else module.forget()

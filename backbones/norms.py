@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backbones.kernels import half_shifts, taps
 from backbones.powers import binary_power
-from backbones.proof import UNIT, UP, UP_LITTLE, gamma
+from backbones.proof import UNIT, UP, UP_LITTLE, State, gamma, multiplied, norm_of_magnitudes
 
 _MANY = 4096
 _known: "dict[bytes, float]" = {}
@@ -50,6 +50,12 @@ def remembered(key: bytes, compute: Callable[[], float]) -> float:
             _known.clear()
         _known[key] = bound
     return bound
+
+
+def affine_rounding(state: State, norm: float, weight: Tensor, bias: Tensor | None, positions: int = 1) -> State:
+    """The rounding of z -> V z + c with V [C, n] and c [C] at each of so many positions; norm: at least ||V||."""
+    shift = 0.0 if bias is None else math.sqrt(positions) * bias.norm().item() * UP
+    return multiplied(state, norm, norm_of_magnitudes(weight.abs()), weight.shape[1], shift)
 
 
 def fingerprint(weight: Tensor, root: Tensor | None, how: "int | str") -> bytes:

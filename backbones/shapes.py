@@ -25,6 +25,11 @@ class MaxMin(nn.Module):
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
 
+    def preactivations(self, z: Tensor) -> Tensor:
+        """a - b, whose sign says which of the two is larger."""
+        a, b = _halves(z)
+        return a - b
+
 
 def _max_min(z: Tensor, axis: int = 1) -> Tensor:
     a, b = _halves(z, axis)
@@ -128,6 +133,11 @@ class Downsize(nn.Module):
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
 
+    def preactivations(self, z: Tensor) -> Tensor:
+        """a - b of the pairs of which something is kept."""
+        a, b = _halves(z)
+        return (a - b)[:, :self.kept]
+
     def extra_repr(self) -> str:
         return f"{4 * self.kept} channels"
 
@@ -147,8 +157,7 @@ class HaarDownsize(nn.Module):
         self.differences = (oc - ic) // 2
 
     def forward(self, z: Tensor) -> Tensor:
-        top, bottom = z[:, :, ::2], z[:, :, 1::2]
-        rows, steps = (top + bottom) / 2, (top - bottom)[:, :self.differences] / 2
+        rows, steps = _pairs_of_rows(z, self.differences)
         left, right = rows[..., ::2], rows[..., 1::2]
         return torch.cat((left + right, steps[..., ::2] + steps[..., 1::2], (left - right)[:, :self.differences]), dim=1)
 
@@ -163,3 +172,90 @@ class HaarDownsize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.differences} channels of differences"
+
+
+class Haar(nn.Module):
+    """[N, C, H, W] -> [N, 4 C, H/2, W/2]: the orthonormal Haar transform of each 2 x 2 block of pixels, all of it; an isometry.
+
+    The channels are the sums of all C, the differences of their rows, those of their columns and those of both. Raises RuntimeError for an
+    odd height or width.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        rows, steps = _pairs_of_rows(z, z.shape[1])
+        halves = [(part[..., ::2], part[..., 1::2]) for part in (rows, steps)]
+        return torch.cat([left + right for left, right in halves] + [left - right for left, right in halves], dim=1)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        """As of `HaarDownsize`, with four of them for a block: 2 gamma_2 |z|."""
+        return projected(state, 4)
+
+
+def _pairs_of_rows(z: Tensor, differences: int) -> tuple[Tensor, Tensor]:
+    """Half the sums of rows 0 and 1, 2 and 3, ..., and, of the first channels, half their differences."""
+    top, bottom = z[:, :, ::2], z[:, :, 1::2]
+    return (top + bottom) / 2, (top - bottom)[:, :differences] / 2
+
+
+class Shift(nn.Module):
+    """[N, C, H, W] -> the same, a share of its channels moved by one pixel, in a circle: a quarter of them down, up, right and left each.
+
+    It permutes the entries of an image, so it is an isometry, and nothing is rounded; a rotation of the channels at each pixel then mixes
+    neighbours (LipNeXt, ICLR 2026). share: of the first channels, in 0 to 1; share C / 4, rounded down, move in each direction. Raises
+    ValueError for another share.
+    """
+
+    def __init__(self, share: float = 0.5):
+        super().__init__()
+        self.share = _a_share(share)
+
+    def forward(self, z: Tensor) -> Tensor:
+        count = int(self.share * z.shape[1] / 4)
+        # split and not four slices: its gradient is one concatenation, where each slice has an image of zeros to add
+        down, up, right, left, rest = z.split((count, count, count, count, z.shape[1] - 4 * count), dim=1)
+        return torch.cat((down.roll(1, 2), up.roll(-1, 2), right.roll(1, 3), left.roll(-1, 3), rest), dim=1)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
+
+    def extra_repr(self) -> str:
+        return f"share={self.share}"
+
+
+class Absolute(nn.Module):
+    """[N, C, ...] -> the same with |z| in the first share of the channels; its Jacobians are diagonal with entries 1 and -1, so it is an
+    isometry wherever the signs of two images agree, and 1-Lipschitz.
+
+    With rotations around it, it contains MaxMin: of s = (a + b) / sqrt 2 and d = (a - b) / sqrt 2, (s + |d|) / sqrt 2 = max(a, b) and
+    (s - |d|) / sqrt 2 = min(a, b). share: in 0 to 1; share C, rounded down, channels. Raises ValueError for another share.
+    """
+
+    def __init__(self, share: float = 0.5):
+        super().__init__()
+        self.share = _a_share(share)
+
+    def forward(self, z: Tensor) -> Tensor:
+        count = int(self.share * z.shape[1])
+        folded, rest = z.split((count, z.shape[1] - count), dim=1)
+        return torch.cat((folded.abs(), rest), dim=1)
+
+    def proven_lipschitz(self, shape: Shape) -> float:
+        return 1.0
+
+    def proven_rounding(self, state: State, shape: Shape) -> State:
+        return exactly(state, shape)
+
+    def extra_repr(self) -> str:
+        return f"share={self.share}"
+
+
+def _a_share(share: float) -> float:
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share!r}: it must be from 0 to 1")
+    return share

@@ -49,10 +49,10 @@ class SLLNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.float16) if self.fp16 and not x.is_meta else contextlib.nullcontext():
             features = self.features(x)
-        return _dense_in_full(self.linear, features)
+        return dense_in_full(self.linear, features)
 
 
-def _dense_in_full(linear: SLLLinear, features: Tensor) -> Tensor:
+def dense_in_full(linear: SLLLinear, features: Tensor) -> Tensor:
     """The embedding in the precision of the weights, also under autocast: its norm is the radius, and a half has 11 bits."""
     with contextlib.nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
         return linear(features.to(linear.weight.dtype))
@@ -83,7 +83,7 @@ class SLLNetSmall(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.layer1(self.stem(x)))
         x = self.layer3(self.pool2(self.layer2(x)))
-        return _dense_in_full(self.linear, self.flatten(x))
+        return dense_in_full(self.linear, self.flatten(x))
 
 
 @register("sllnet_plus", lipschitz=True)
@@ -109,7 +109,7 @@ class SLLNetPlus(nn.Module):
         self.linear = SLLLinear(128 * 14 * 14, emb_size, power=8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
+        return dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
 
 
 # the rescaling of powers.py

@@ -9,9 +9,10 @@ from backbones.aol import AOLConv2d
 from backbones.circular import BROConv2d, CayleyConv2d
 from backbones.cpl import CPLConv2d
 from backbones.custom_layers import SLLConv2d, SLLLinear
+from backbones.orthogonal import Lowpass, OrthogonalMixing
 from backbones.registry import register
-from backbones.shapes import HaarDownsize, MaxMin, PaddingChannels, RemoveMean
-from backbones.sllnet import _dense_in_full
+from backbones.shapes import Absolute, HaarDownsize, MaxMin, PaddingChannels, RemoveMean, Shift
+from backbones.sllnet import dense_in_full
 from utils import InputError
 
 Size = tuple[int, int]
@@ -25,22 +26,25 @@ LAYERS: "dict[str, Callable[[int, Size], nn.Module]]" = {
     "aol": lambda channels, size: nn.Sequential(AOLConv2d(channels, channels), MaxMin()),
     "cayley": lambda channels, size: nn.Sequential(CayleyConv2d(channels, size), MaxMin()),
     "bro": lambda channels, size: nn.Sequential(BROConv2d(channels, size), MaxMin()),
-    # "orthogonal": lambda channels, size: ...
+    "orthogonal": lambda channels, size: nn.Sequential(Shift(), OrthogonalMixing(channels), Absolute()),
 }
 # what makes at most 64 channels of an image, all of it 1-Lipschitz
 STEMS: "dict[str, Callable[[], nn.Module]]" = {
     "pixels": lambda: nn.Sequential(RemoveMean(), nn.PixelUnshuffle(4)),
+    "lowpass": lambda: nn.Sequential(Lowpass(32), RemoveMean(), nn.PixelUnshuffle(4)),
 }
 
 
 class ZooNet(nn.Module):
-    """[N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2, in the layout of SLLNetPlus.
+    """[N, 3, 112, 112] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2: the layout of SLLNetPlus
+    after the stem of OrthoNet.
 
     layer: a name of LAYERS, what the blocks are made of; depth: how many have 64 channels and how many 128, with half as many pixels a
-    side; stem: a name of STEMS. Raises InputError for other names.
+    side; stem: a name of STEMS, "pixels" for that of SLLNetPlus, with 28 x 28 pixels after it in place of 8 x 8. Raises InputError for
+    other names.
     """
 
-    def __init__(self, layer: str = "sll", depth: Sequence[int] = (4, 4), emb_size: int = 128, stem: str = "pixels"):
+    def __init__(self, layer: str = "sll", depth: Sequence[int] = (4, 4), emb_size: int = 128, stem: str = "lowpass"):
         super().__init__()
         if len(depth) != 2:
             raise ValueError(f"depth has {len(depth)} stages, expected 2: {depth}")
@@ -54,7 +58,7 @@ class ZooNet(nn.Module):
         self.linear = SLLLinear(128 * math.prod(half), emb_size, power=8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
+        return dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
 
 
 def _chosen(what: str, name: str, known: "dict[str, Callable]") -> Callable:

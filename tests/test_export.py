@@ -39,7 +39,7 @@ def test_folding_keeps_the_outputs_and_leaves_plain_layers(network, images):
 
 
 @pytest.mark.parametrize("name, size", [("sllnet_small", (3, 112, 112)), ("sllnet_plus", (3, 112, 112)), ("sllnet_cifar", (3, 32, 32)),
-                                        ("sllnet", (3, 112, 112))])
+                                        ("sllnet", (3, 112, 112)), ("orthonet", (3, 112, 112))])
 def test_every_sll_network_folds(name, size):
     torch.manual_seed(0)
     network = get_backbone(name).eval()

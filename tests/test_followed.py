@@ -78,7 +78,7 @@ def test_what_is_followed_is_the_network_itself_bitwise():
         assert torch.equal(followed(network, SIZE)(images), network(images))
     sound = Sound(tiny)
     assert torch.equal(followed(sound, SIZE)(images.double()), sound(images.double()))
-    for name in ("sllnet_mnist", "sllnet_small", "sllnet_plus"):
+    for name in ("sllnet_mnist", "sllnet_small", "sllnet_plus", "orthonet"):
         network = get_backbone(name).eval().requires_grad_(False)
         size = (1, 28, 28) if name == "sllnet_mnist" else (3, 112, 112)
         images = torch.rand(2, *size) - 0.5

@@ -486,7 +486,7 @@ def test_weights_that_are_not_finite_or_a_rescaling_that_is_wrong_are_refused(mo
         lipschitz_bound(Tight(), SIZE)
 
 
-@pytest.mark.parametrize("name", ["sllnet_mnist", "sllnet_cifar", "sllnet_small", "sllnet_plus"])
+@pytest.mark.parametrize("name", ["sllnet_mnist", "sllnet_cifar", "sllnet_small", "sllnet_plus", "orthonet"])
 def test_the_networks_here_are_verified(name):
     torch.manual_seed(0)
     assert 0 < lipschitz_bound(backbones.get_backbone(name), backbones.image_size(name)) <= 1 + 1e-4

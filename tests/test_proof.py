@@ -229,7 +229,7 @@ def test_the_network_is_left_as_it_was():
     assert all(p.requires_grad == (name != "3.q") for name, p in network.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["sllnet", "sllnet_small", "sllnet_plus", "sllnet_mnist", "sllnet_cifar"])
+@pytest.mark.parametrize("name", ["sllnet", "sllnet_small", "sllnet_plus", "sllnet_mnist", "sllnet_cifar", "orthonet"])
 def test_half_precision_and_every_network_here_are_followed(name):
     size = {"sllnet_mnist": (1, 28, 28), "sllnet_cifar": (3, 32, 32)}.get(name, (3, 112, 112))
     with torch.device("meta"):

@@ -22,8 +22,8 @@ from config import config
 from utils import InputError, checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["sllnet", "sllnet_small", "sllnet_p2", "sllnet_small_p2", "sllnet_plus", "sllnet_mnist", "sllnet_cifar", "net_mnist", "net_cifar",
-         "net_small", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "ir_50"]
+NAMES = ["sllnet", "sllnet_small", "sllnet_p2", "sllnet_small_p2", "sllnet_plus", "sllnet_mnist", "sllnet_cifar", "orthonet", "net_mnist",
+         "net_cifar", "net_small", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "ir_50"]
 OUTSIDE = '''
 from torch import nn
 from backbones import register
@@ -69,7 +69,7 @@ def outside(tmp_path, monkeypatch):
 
 def test_the_names_and_what_is_known_of_them():
     assert set(NAMES) <= set(backbone_names())
-    assert [name for name in NAMES if is_lipschitz(name)] == NAMES[:7]
+    assert [name for name in NAMES if is_lipschitz(name)] == NAMES[:8]
     assert [input_scale(name) for name in ("sllnet", "iresnet18", "ir_50", "net_small")] == [1, 2, 1, 1]
     assert [image_size(name) for name in ("sllnet", "sllnet_mnist", "net_cifar")] == [(3, 112, 112), (1, 28, 28), (3, 32, 32)]
 
@@ -84,7 +84,7 @@ def test_a_mistyped_name_leads_to_the_nearest(typed, meant):
 def test_claims_are_what_the_structure_says():
     """What is registered as 1-Lipschitz is found to be so without the word, and nothing else is."""
     from backbones import _is_chain
-    assert {name for name in NAMES if not name.startswith("iresnet2") and _is_chain(name)} == set(NAMES[:7])
+    assert {name for name in NAMES if not name.startswith("iresnet2") and _is_chain(name)} == set(NAMES[:8])
 
 
 def test_a_name_is_taken_once():

@@ -318,6 +318,17 @@ def test_matrices_that_are_not_unitary_as_computed_are_refused_or_paid_for(kind,
         assert "Lipschitz constant may be" in str(error)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_singular_values(size):
+    for layer in (AOLConv2d(3, 4), CayleyConv2d(4, size), BROConv2d(4, size)):
+        folded = random_(layer).eval().folded()
+        found = folded.singular_values((layer.weight.shape[1], *size))
+        if isinstance(layer, AOLConv2d):
+            assert found.amax() <= folded.norm() and len(found) == 3 * math.prod(size)
+        else:
+            assert torch.allclose(found, torch.linalg.svdvals(jacobian(copy.deepcopy(folded).double(), (4, *size))), atol=1e-6)
+
+
 # rounding ----------------------------------------------------------------------------------------------------------------------------
 
 def exact(values):
@@ -386,7 +397,8 @@ def test_the_names():
         with torch.device("meta"):
             network = get_backbone(name)
         steps = chain(network, (3, 112, 112))
-        assert [tuple(step.shape) for step in steps if step.name.startswith(("pool1", "linear"))] == [(64, 28, 28), (128 * 14 * 14,)]
+        assert [tuple(step.shape) for step in steps if step.name.startswith(("pool1", "linear"))] == [(64, 8, 8), (128 * 4 * 4,)]
+    assert ZooNet(stem="pixels", depth=(0, 0)).linear.weight.shape == (128, 128 * 14 * 14)
     for wrong in ({"layer": "SLL"}, {"stem": "no"}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} '.*': expected one of"):
             ZooNet(**wrong)
@@ -402,7 +414,7 @@ def test_a_network_of_each_layer_is_proven_folded_stored_and_followed(small, ima
         found = small(images)
         assert torch.allclose(fold(small)(images), found, rtol=1e-4, atol=1e-5)
         assert torch.allclose(followed(small, (3, 112, 112))(images), found)
-        for block, shape in ((small.layer1[0], (64, 28, 28)), (small.layer2[0], (128, 14, 14))):
+        for block, shape in ((small.layer1[0], (64, 8, 8)), (small.layer2[0], (128, 4, 4))):
             x, y = torch.randn(2, 2, *shape)
             y = x + 0.1 * y
             assert ((block(x) - block(y)).flatten(1).norm(dim=1) <= (1 + 1e-5) * (x - y).flatten(1).norm(dim=1)).all()

@@ -3,6 +3,7 @@
     python -m utils.build_dataset rec --images FOLDER --out PREFIX       FOLDER/<identity>/<image> -> PREFIX.rec, .idx, property
     python -m utils.build_dataset bin --pairs LIST --images FOLDER --out FILE.bin
     python -m utils.build_dataset idx --rec FILE.rec                     the FILE.idx of a FILE.rec that has none
+    python -m utils.build_dataset split --rec FOLDER --identities K --out FOLDER   the first K people to train on, pairs of the others
 
 LIST has a line for each pair: the paths of two images relative to FOLDER, and 1 or True (same identity), 0 or False, separated by blanks,
 or by tabs or commas where paths hold blanks. Or it is LFW's own pairs.txt, with FOLDER/NAME/NAME_0001.jpg (or another format).
@@ -152,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--out", type=Path, required=True, help="the file to write")
     index = commands.add_parser("idx", help="the index of a .rec that has none")
     index.add_argument("--rec", type=Path, required=True, help="the .rec file; its .idx is written beside it")
+    split = commands.add_parser("split", help="the first people of a .rec as one, and pairs of the others as a .bin")
+    split.add_argument("--rec", type=Path, required=True, help="the .rec file, or a folder with train.rec")
+    split.add_argument("--identities", type=_count, required=True, metavar="K", help="how many people to train on")
+    split.add_argument("--false-pairs", type=_count, metavar="N", help="random pairs of two people (default: as many as true pairs)")
+    split.add_argument("--seed", type=int, default=0, metavar="S", help="of the false pairs and of the order of all (default 0)")
+    split.add_argument("--out", type=Path, required=True, help="folder for train.rec, train.idx, property and heldout.bin")
     for command in (rec, pairs):
         command.add_argument("--size", type=_pixels, help="resize images to this many pixels a side (default: all must be equal)")
     return parser
@@ -160,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
 def _pixels(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to 4096")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {2**31}")
     return int(text)
 
 
@@ -185,6 +198,13 @@ def _build(options: argparse.Namespace) -> None:
         with owned(options.out.parent):
             count, identities = build_rec(options.images, options.out, options.quality, options.size, progress=True)
         print(f"{options.out}.rec: {count} images of {identities} identities")
+    elif options.command == "split":
+        from utils.split_dataset import split_rec
+
+        with owned(options.out):
+            made = split_rec(options.rec, options.out, options.identities, options.false_pairs, options.seed)
+        print(f"{options.out}: {made.images} images of {made.identities} identities to train on; {made.true_pairs} true and "
+              f"{made.false_pairs} false pairs of {made.others} others")
     elif options.command == "idx":
         print(f"{options.rec.with_suffix('.idx')}: {build_idx(options.rec)} records")
     else:
