@@ -15,6 +15,7 @@ config.num_image = None             # None: all there are. MS1MV3: 5179510. "syn
 config.recordio_backend = "builtin"  # or "mxnet"
 config.on_bad_record = "error"      # or "skip": the next one stands in for a record that cannot be used, which is counted and logged
 config.max_bad_records = 1000       # more than these, of all processes together, end the run
+config.in_memory = False            # decode all images once, at the start, and keep them: H * W * 3 bytes for each
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header

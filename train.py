@@ -48,6 +48,7 @@ from utils.faults.machines import all_or_none, file_of_first_rank, require_agree
 from utils.faults.resources import advice, shortage
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
+from utils.in_memory import InMemory
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
 from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
@@ -74,7 +75,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     fp16 = precision == "fp16"
 
     with all_or_none():  # files of users, which one machine may have and another lack
-        dataset = training_set(cfg)
+        dataset = InMemory(training_set(cfg)) if cfg.in_memory else training_set(cfg)
         loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
                                 skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
         network = build_network(cfg).to(device)
