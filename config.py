@@ -21,7 +21,7 @@ config.num_workers = None           # decoding processes per training process; N
 # network and header
 config.backbone = "sllnet"          # a name, or package.module:Name of a network of one's own
 config.emb_size = None              # length of an embedding; None: the network's own (512 for sllnet)
-config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), naive (lln), or package.module:Name
+config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), emma, naive (lln), or package.module:Name
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
 config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 
