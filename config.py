@@ -20,6 +20,7 @@ config.num_workers = None           # decoding processes per training process; N
 
 # network and header
 config.backbone = "sllnet"          # a name, or package.module:Name of a network of one's own
+config.backbone_args = {}           # further arguments of the network, e.g. {"depth": [2, 2]}; checkpoints say them
 config.emb_size = None              # length of an embedding; None: the network's own (512 for sllnet)
 config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), emma, naive (lln), or package.module:Name
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
