@@ -1,4 +1,4 @@
-"""The paper's tables on one's own faces: train, certify, attack and audit a network for each xi, and others beside them.
+"""The paper's tables on one's own faces: train, certify, attack and audit a network for each xi, and others and controls beside them.
 
     python ablation.py data=FOLDER                      # train.rec, train.idx and .bin files, as for train.py; `make ablation DATA=FOLDER`
     python ablation.py data=FOLDER seed=1               # the same again with other seeds, in an output folder of its own
@@ -9,7 +9,6 @@ A run is a folder of `output`: its training (log, weights), and for each .bin fi
 other code, are refused.
 `logs=FOLDER` also copies the training logs and summaries there. Exit status as train.py.
 """
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,28 +16,24 @@ from typing import Any, NamedTuple
 
 from easydict import EasyDict
 
-import train
-from config import config as training_config
-from eval import robustness
-from eval.audit import driver
+import lda
+import runs
 from eval.evaluation import PROTOCOLS
 from eval.show import report
-from eval.store import provenance, results
-from eval.store.subject import load_model, open_subject
+from eval.store.subject import load_model
 from utils import InputError
 from utils.console import lasting_console
 from utils.distributed import process_group
 from utils.faults.folder import owned
 from utils.faults.signals import stopped, stops
-from utils.files import found_in, read_json, sha256, write_json
+from utils.files import found_in, sha256
 from utils.settings import check_choices, check_least, check_not_negative, run_command
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 
-Limits = dict[str, int | None]  # attacks, or settings of an audit, each with its number; None: all
-
 PLUS = {"backbone": "sllnet_plus"}
 PLUS_TIME = 1.5  # of its steps, in those of sllnet_small: it gets the fewer epochs
+LINEAR_TIME = 0.25  # the same of linear_map
 
 
 class Run(NamedTuple):
@@ -63,6 +58,9 @@ RUNS = {
     "plus_again": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, seed=1, time=PLUS_TIME),
     "lln": Run("SLL, LLN", {"xi": 0.0, **LLN}),
     "net": Run("unconstrained", {"xi": 0.0, "lambda_": 0.0}, constrained=False),
+    # controls that have no part in the paper
+    "linear": Run("linear map, xi = 3", {"xi": 3.0, "backbone": "linear_map"}, time=LINEAR_TIME),
+    "lda": Run("LDA, not trained", {"backbone": lda.NETWORK}),
 }
 
 config = EasyDict()
@@ -105,8 +103,8 @@ def _ablation(cfg: EasyDict, bins: Sequence[Path], output: Path) -> None:
         for name in cfg.runs:
             evaluate_run(cfg, name, bins, output / name, device)
     report.write(output, {name: RUNS[name].model for name in cfg.runs}, [path.stem for path in bins], settings_of(cfg))
-    if cfg.logs:
-        publish(cfg, Path(cfg.logs))
+    for name in cfg.runs if cfg.logs else ():
+        runs.publish(output / name, name, Path(cfg.logs), "ablation")
     print(output / report.TABLES)
 
 
@@ -120,45 +118,21 @@ def train_run(cfg: EasyDict, name: str, folder: Path) -> None:
     run = RUNS[name]
     settings = {"backbone": backbone_of(cfg, run), "num_epoch": max(1, round(cfg.num_epoch / run.time)), "batch_size": cfg.batch_size,
                 "lr": cfg.lr, "header_args": dict(cfg.header_args), "seed": cfg.seed + run.seed, **run.settings}
-    data = train.get_dataset(cfg.data).fingerprint()
-    stamp = folder / "complete.json"
-    if stamp.exists():
-        return refuse_other_settings(stamp, {**settings, "data": data})
-    free = {"rec": cfg.data, "output": folder, "device": cfg.device, "resume": "auto", "frequent": 10, "verbose": 400, "save_steps": 400}
-    status = train.run(training_config, [f"{key}={value}" for key, value in {**settings, **free}.items()])
-    if status:
-        sys.exit(status)
-    write_json(stamp, {**settings, "data": data})
-
-
-def refuse_other_settings(stamp: Path, asked: dict[str, Any]) -> None:
-    """Raise InputError where the training that `stamp` is of was another one."""
-    found = read_json(stamp)
-    other = [key for key in asked if not isinstance(found, dict) or found.get(key) != asked[key]]
-    if other:
-        differences = ", ".join(f"{key} {found.get(key) if isinstance(found, dict) else None}, not {asked[key]}" for key in other)
-        raise InputError(f"{stamp.parent}: trained with {differences}; output=FOLDER keeps both")
+    runs.trained(settings, cfg.data, folder, device=cfg.device, frequent=10, verbose=400, save_steps=400)
 
 
 def evaluate_run(cfg: EasyDict, name: str, bins: Sequence[Path], folder: Path, device: Any) -> None:
     """Certify a run where it can be, attack it and audit it, on each .bin file under both protocols and at each FAR."""
     run = RUNS[name]
-    model = load_model(backbone_of(cfg, run), folder / "train" / "model_final.pt", device)
+    model = load_model(backbone_of(cfg, run), folder / "train" / runs.WEIGHTS, device)
     remarks = {"name": run.model, "seed": cfg.seed + run.seed}
     for path in bins:
         bin_sha256 = sha256(path)
         for protocol, far in settings_of(cfg):
-            place = folder / path.stem / report.folder_of(protocol, far)
-            wanted, audits = searches(cfg, protocol, far, model.certified)
-            if complete(place, {**model.origin, "bin_sha256": bin_sha256, "protocol": protocol, "far_target": far}, wanted, audits):
-                continue
-            print(f"{name}: {path.stem}, {protocol} protocol, FAR {far:g}", flush=True)
-            subject = open_subject(model, path, place, {"protocol": protocol, "far": far}, device=device, progress=f"{name} {path.stem}",
-                                   remarks=remarks)
-            for attack, limit in wanted.items():
-                subject = subject.with_records(robustness.attack_records(subject, attack, limit=limit, seed=cfg.seed))
-            if audits:
-                driver.audit(subject, **audits, seed=cfg.seed)
+            wanted, audit = searches(cfg, protocol, far, model.certified)
+            place, given = folder / path.stem / report.folder_of(protocol, far), {"protocol": protocol, "far": far}
+            runs.evaluated(model, path, bin_sha256, place, given, wanted, audit, seed=cfg.seed, device=device, remarks=remarks,
+                           title=f"{name}: {path.stem}, {protocol} protocol, FAR {far:g}")
 
 
 def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
@@ -166,42 +140,16 @@ def settings_of(cfg: EasyDict) -> list[tuple[str, float]]:
     return [*((protocol, far) for far in cfg.fars for protocol in PROTOCOLS), ("strict", cfg.loose_far)]
 
 
-def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple[Limits, Limits]:
+def searches(cfg: EasyDict, protocol: str, far: float, certified: bool) -> tuple[runs.Limits, runs.Limits]:
     """The attacks of an evaluation, with their limits, and the settings of its audit, empty where there is none."""
     if far not in cfg.fars:
         return {}, {}
-    wanted: Limits = {"pgd": cfg.limit or None}
+    wanted: runs.Limits = {"pgd": cfg.limit or None}
     if far != cfg.fars[0]:
         return wanted, {}
     if protocol == "paper":
         return {**wanted, "cw": cfg.cw_limit or None}, {}
     return wanted, {"steps": cfg.audit_steps, "limit": cfg.audit_limit or None} if certified else {}
-
-
-def complete(place: Path, asked: dict[str, Any], wanted: Limits, audits: Limits) -> bool:
-    """Whether a results folder has all that is wanted. Raises InputError where its results are of something else."""
-    if not (place / results.SUMMARY).exists():
-        return False
-    (summary,) = results.read_summaries(place).values()
-    provenance.refuse_others(place / results.SUMMARY, summary, asked)
-    attacked, audit_file = summary.get("attacks", {}), place / results.AUDIT
-    audit: Any = read_json(audit_file) if audit_file.exists() else {}
-    audited = audit.get("settings", {})
-    return (all(name in attacked and attacked[name].get("limit") == limit for name, limit in wanted.items())
-            and all(key in audited and audited[key] == value for key, value in audits.items()))
-
-
-def publish(cfg: EasyDict, logs: Path) -> None:
-    """Copy the training logs, as training_{run}.log, and the summaries and audits, as ablation/{run}/{bin}/{protocol}_far{FAR}*.json."""
-    for name in cfg.runs:
-        folder = Path(cfg.output) / name
-        logs.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "train" / "training.log", logs / f"training_{name}.log")
-        for file, ending in ((results.SUMMARY, ""), (results.AUDIT, "_audit")):
-            for found in found_in(folder, f"*/*/{file}"):
-                copy = logs / "ablation" / name / found.parent.parent.name / f"{found.parent.name}{ending}.json"
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(found, copy)
 
 
 def check(cfg: EasyDict) -> None:

@@ -15,12 +15,14 @@ config.num_image = None             # None: all there are. MS1MV3: 5179510. "syn
 config.recordio_backend = "builtin"  # or "mxnet"
 config.on_bad_record = "error"      # or "skip": the next one stands in for a record that cannot be used, which is counted and logged
 config.max_bad_records = 1000       # more than these, of all processes together, end the run
+config.in_memory = False            # decode all images once, at the start, and keep them: H * W * 3 bytes for each
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header
 config.backbone = "sllnet"          # a name, or package.module:Name of a network of one's own
+config.backbone_args = {}           # further arguments of the network, e.g. {"depth": [2, 2]}; checkpoints say them
 config.emb_size = None              # length of an embedding; None: the network's own (512 for sllnet)
-config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), naive (lln), or package.module:Name
+config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), emma, naive (lln), or package.module:Name
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
 config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 

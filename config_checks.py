@@ -9,11 +9,11 @@ from utils.settings import check_choices, check_least, check_not_negative, overr
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 # settings that may differ between a run and its continuation: they do not change what is computed
-FREE = {"rec", "recordio_backend", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose", "val_targets",
-        "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps", "timeout",
-        "resume_changed"}
+FREE = {"rec", "recordio_backend", "in_memory", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose",
+        "val_targets", "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps",
+        "timeout", "resume_changed"}
 # of these, those that may differ between the processes of a run: where a machine has its files, and what it is
-OF_A_MACHINE = {"rec", "recordio_backend", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
+OF_A_MACHINE = {"rec", "recordio_backend", "in_memory", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
 
 
 def _precision(fp16: str) -> str:

@@ -74,6 +74,11 @@ def _subtract_at_targets(values: Tensor, labels: Tensor, margin: Tensor | float)
     return values.scatter_add(1, labels.clamp_min(0).view(-1, 1), -margin.view(-1, 1))
 
 
+def _norms(embeddings: Tensor) -> Tensor:
+    """[N, 1] of embeddings [N, D]."""
+    return torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+
+
 @HEADERS.register("arcface")
 class ArcFace(Header):
     """s cos(theta + m) at the target, s cos(theta) elsewhere (Deng et al., CVPR 2019).
@@ -106,13 +111,27 @@ class CosFace(Header):
 
 @HEADERS.register("naive", "lln")
 class NaiveHeader(Header):
-    """s <w, e> with unit rows w and the embedding as it is, minus s m at the target: "last-layer normalisation" (LLN)."""
+    """s <w, e> with unit rows w and the embedding as it is, minus s m at the target: "last-layer normalisation" (LLN).
+
+    max_length: longer embeddings are shortened to it, e min(1, max_length / ||e||), the nearest point of a ball: a 1-Lipschitz map. It is
+    part of the header only, so that the embedding that is certified is the network's own.
+    """
 
     normalises_embeddings = False
 
-    def __init__(self, num_classes: int, emb_size: int, s: float = 4.0, m: float = 8**0.5):
+    def __init__(self, num_classes: int, emb_size: int, s: float = 4.0, m: float = 8**0.5, max_length: float = math.inf):
         super().__init__(num_classes, emb_size)
-        self.s, self.m = s, m
+        if not max_length > 0:
+            raise ValueError(f"max_length is {max_length}, expected a positive number")
+        self.s, self.m, self.max_length = s, m, max_length
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """As Header.forward, of embeddings no longer than max_length."""
+        if self.max_length < math.inf:
+            with torch.autocast(embeddings.device.type, enabled=False):
+                embeddings = embeddings.to(self.weight.dtype)
+                embeddings = embeddings * (self.max_length / _norms(embeddings).clamp_min(self.max_length))
+        return super().forward(embeddings, labels)
 
     def logits(self, products: Tensor, labels: Tensor) -> Tensor:
         return self.s * _subtract_at_targets(products, labels, self.m)
@@ -192,6 +211,65 @@ class ECosFace(Header):
             ascending = margins.sort().values
             margins = ascending[order] if self.assign == "published" else torch.empty_like(ascending).scatter_(0, order, ascending)
         return margins[rank()::world_size()]
+
+
+@HEADERS.register("emma")
+class EMMA(Header):
+    """s (cos(theta_j) - m [j = y] + (eps_j / ||e||) ||w_j - w_y||): cosines, the other classes with what a perturbation could add to them.
+
+    EMMA (Hu et al., NeurIPS 2023) for cosines. To e' with ||e' - e|| <= eps_j the difference of the cosines of classes j and y changes by
+    about (eps_j / ||e||) ||w_j - w_y|| at most, w being unit rows, and
+
+        eps_j = ||e|| sin((theta_j - theta_y) / 2), brought to the range from eps / 100 to eps, and detached
+
+    is how far e can move before the angle to w_j may be no larger than that to w_y: classes that are farther off than the budget `eps` get
+    the whole budget, nearer ones only as much as would turn the decision, so that a sample is not pushed beyond what is still in reach. As
+    ||e|| itself is not detached, longer embeddings lower the loss: they need no penalty on short ones.
+
+    eps: budget, in the l2 of images; it grows linearly from 0 over the first `steps` steps and stays. In training mode every call counts
+    `step` up; a training loop sets it. A row without a target is cosines alone.
+    """
+
+    def __init__(self, num_classes: int, emb_size: int, s: float = 16.0, m: float = 0.0, eps: float = 0.25, steps: int = 0):
+        super().__init__(num_classes, emb_size)
+        if not 0 <= eps < math.inf or steps < 0:
+            raise ValueError(f"eps is {eps} and steps {steps}, expected finite numbers that are not negative")
+        self.s, self.m, self.eps, self.steps = s, m, eps, steps
+
+    @property
+    def budget(self) -> float:
+        """eps as of this step."""
+        return self.eps * min(1.0, self.step / self.steps) if self.steps else self.eps
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """embeddings [N, emb_size], labels int64 [N] in [-1, num_classes) -> logits [N, num_classes]."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            weight = F.normalize(self.weight)
+            embeddings = embeddings.to(weight.dtype)
+            cosines = F.linear(F.normalize(embeddings), weight).clamp(-1, 1)
+            added = self._turns(cosines, _norms(embeddings), labels) * _distances(weight, labels)
+            others = labels[:, None] >= 0
+            others = others & (labels[:, None] != torch.arange(len(weight), device=labels.device))
+            logits = self.s * (_subtract_at_targets(cosines, labels, self.m) + torch.where(others, added, 0.0))
+        if self.training:
+            self.step += 1
+        return logits
+
+    def _turns(self, cosines: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
+        """eps_j / ||e||, [N, num_classes], of cosines [N, num_classes] and norms [N, 1]; 0 at a budget of 0."""
+        budget = self.budget
+        with torch.no_grad():
+            angles = torch.acos(cosines)
+            reach = norms * torch.sin((angles - _at_targets(angles, labels)[:, None]) / 2)
+            reach = reach.clamp(budget / 100, budget)
+        # where ||e|| is less than the least reach, every direction is in reach; and a zero embedding stays finite
+        return reach / norms.clamp_min(max(budget / 100, 1e-12))
+
+
+def _distances(weight: Tensor, labels: Tensor) -> Tensor:
+    """||w_j - w_y|| [N, num_classes] of unit rows w, y the label; without a gradient where they are equal."""
+    cosines = F.linear(weight[labels.clamp_min(0)], weight)
+    return (2 - 2 * cosines).clamp_min(1e-12).sqrt()
 
 
 def get_header(name: str, num_classes: int, emb_size: int, run_seed: int | None = None, **kw: Any) -> nn.Module:

@@ -18,9 +18,11 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from utils.cores import oversubscribed, usable_cores, workers  # isort: skip  # ahead of torch
 
@@ -48,9 +50,10 @@ from utils.faults.machines import all_or_none, file_of_first_rank, require_agree
 from utils.faults.resources import advice, shortage
 from utils.faults.run import Run
 from utils.faults.signals import STOPPED, stopped, stops
+from utils.in_memory import InMemory
 from utils.settings import at_fault, run_command
 from utils.utils_callbacks import CallBackLogging, CallBackVerification
-from utils.utils_logging import AverageMeter, close, init_logging, tensorboard
+from utils.utils_logging import AverageMeter, close, cpu_line, init_logging, tensorboard
 
 LOGGER = logging.getLogger("training")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
@@ -74,7 +77,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     fp16 = precision == "fp16"
 
     with all_or_none():  # files of users, which one machine may have and another lack
-        dataset = training_set(cfg)
+        dataset = InMemory(training_set(cfg)) if cfg.in_memory else training_set(cfg)
         loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
                                 skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
         network = build_network(cfg).to(device)
@@ -135,6 +138,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
                 run.save_weights(str(epoch + 1))
         run.checkpoints.save_weights("final")
     close(writer)
+    LOGGER.info(cpu_line(run.cpu_seconds, run.step))
     LOGGER.info("done: %s", Path(cfg.output) / "model_final.pt")
 
 
@@ -193,18 +197,26 @@ def under_autocast(model: nn.Module, device: torch.device, dtype: torch.dtype | 
 
 def build_network(cfg: EasyDict) -> nn.Module:
     """The backbone of the settings, with the weights to begin with, where there are any."""
-    network = sized_network(cfg.backbone, cfg.emb_size)
+    with at_fault(cfg, "backbone_args") if cfg.backbone_args else contextlib.nullcontext():
+        network = sized_network(cfg.backbone, cfg.emb_size, cfg.backbone_args)
     if cfg.init_weights:
         load_weights(network, cfg.init_weights)
     return network
 
 
-def sized_network(name: str, emb_size: int | None) -> nn.Module:
-    """The backbone with embeddings of that length, if it can be told one."""
-    for argument in ("emb_size", "num_features") if emb_size is not None else ():  # of SLL networks; of IResNets
-        with contextlib.suppress(TypeError):
-            return get_backbone(name, **{argument: emb_size})
-    return get_backbone(name)
+def sized_network(name: str, emb_size: int | None, arguments: Mapping[str, Any] = MappingProxyType({})) -> nn.Module:
+    """The backbone with these arguments, and with embeddings of that length, if it can be told one. Raises InputError for arguments whose
+    values it cannot use, TypeError for those that it does not take.
+    """
+    try:
+        for argument in ("emb_size", "num_features") if emb_size is not None else ():  # of SLL networks; of IResNets
+            with contextlib.suppress(TypeError):
+                return get_backbone(name, **{argument: emb_size, **arguments})
+        return get_backbone(name, **arguments)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: of memory that cannot be had
+        if not arguments or isinstance(error, InputError):
+            raise
+        raise InputError(f"backbone {name}: {one_line(error)}") from error
 
 
 def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
@@ -247,6 +259,10 @@ def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallB
 def settings_of(cfg: EasyDict, dataset: Faces) -> dict:
     """What a run and its continuation must agree on."""
     settings = {key: value for key, value in cfg.items() if key not in FREE}
+    # one setting, as states have it that were saved when networks had no arguments
+    arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(settings.pop("backbone_args").items()))
+    if arguments:
+        settings["backbone"] = f"{cfg.backbone}({arguments})"
     return settings | dict(header=HEADERS.find(cfg.header).name, header_args=dict(cfg.header_args), num_classes=dataset.num_classes,
                            num_image=len(dataset), world_size=world_size(), data=dataset.fingerprint())
 

@@ -17,12 +17,13 @@ from backbones.chain import CannotFollow, chain
 from backbones.registry import BACKBONES, Backbone, register
 from backbones.wrappers import DividedOutput, FlipAveraged, ScaledInput, averaged
 from utils import InputError
-from utils.checkpoint import is_plain, load_weights
+from utils.checkpoint import Stored, fitting, is_plain, put, read_weights
 from utils.files import found_in
 
 __all__ = ["BACKBONES", "DividedOutput", "FlipAveraged", "ScaledInput", "adversarially_trained", "averaged", "backbone_names",
            "embedding_size", "get_backbone", "image_size", "input_scale", "is_lipschitz", "lipschitz_bound", "load_network", "naming",
            "register", "stored_network"]
+MOST_SAID = 2**14  # the sum of all whole numbers among the arguments that a file says its network has
 MAX_FACE = 2**18  # pixels; the largest networks here take 112 x 112, and activations have 64 channels
 
 
@@ -134,22 +135,58 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
 def stored_network(name: str, weights: "str | os.PathLike[str]", **kw: Any) -> nn.Module:
     """As `load_network`, the Lipschitz constant not looked at.
 
-    Raises InputError where the checkpoint is missing or damaged, does not fit, or says that it is of another network.
+    Arguments that are not in `kw` are those that the checkpoint says, if it is one of the registered network `name`, and its defaults
+    otherwise. Raises InputError where the checkpoint is missing or damaged, does not fit, or says that it is of another network.
     """
+    BACKBONES.find(name)
+    stored = read_weights(weights)
+    kw = {**_said_arguments(name, stored, kw), **kw}
     network = get_backbone(name, **kw)
-    load_weights(network, weights, functools.partial(_refuse_another, name, kw))
+    put(network, stored, functools.partial(_refuse_another, name, kw))
     network = network if input_scale(name) == 1 else ScaledInput(network, input_scale(name))
     return network.eval().requires_grad_(False)
 
 
-def _refuse_another(name: str, arguments: Mapping[str, Any], stored: str, stored_arguments: Mapping[str, Any]) -> None:
-    """Raise InputError unless a checkpoint of `stored` is one of `name`, under another name perhaps. No code of others is imported for
-    that, whatever a file says.
+def _said_arguments(name: str, stored: Stored, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments that a checkpoint says its network was built with, where that is `name` and registered; none otherwise.
+
+    A file may come from anyone. It chooses arguments, plain data, of a network of this project or of one that was imported already, and
+    nothing is computed with them before a network of that layout, without memory for its weights, has been found to be that of the file.
     """
-    expected = BACKBONES.find(name)
-    found = expected if stored in (name, expected.outside) else None if ":" in stored else _registered(stored)
+    entry = BACKBONES.find(name)
+    said, arguments = stored.network or ("", {})
+    if not arguments or ":" in entry.name or _entry_said(said, name) is not entry:
+        return {}
+    with naming(stored.path):
+        if _whole_numbers(arguments) > MOST_SAID:
+            raise InputError(f"holds {_call(said, arguments)}, whole numbers that are {MOST_SAID} in all at most were expected")
+        try:
+            with torch.device("meta"):
+                sketch = get_backbone(name, **{**arguments, **given})
+        except Exception as error:  # whatever a constructor raises for what it cannot use
+            raise InputError(f"holds {_call(said, arguments)}, which cannot be made: {error}") from error
+    fitting(sketch, stored)
+    return arguments
+
+
+def _whole_numbers(value: Any) -> int:
+    """The sum of the absolute values of the integers in plain data."""
+    if isinstance(value, Mapping):
+        return sum(map(_whole_numbers, value.values()))
+    return abs(value) if isinstance(value, int) else sum(map(_whole_numbers, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _refuse_another(name: str, arguments: Mapping[str, Any], stored: str, stored_arguments: Mapping[str, Any]) -> None:
+    """Raise InputError unless a checkpoint of `stored` is one of `name`, under another name perhaps."""
+    expected, found = BACKBONES.find(name), _entry_said(stored, name)
     if found is None or found.described_by(stored_arguments) != expected.described_by(arguments):
         raise InputError(f"holds {_call(stored, stored_arguments)}, expected {_call(name, arguments)}")
+
+
+def _entry_said(stored: str, name: str) -> "Backbone | None":
+    """The network that a checkpoint calls `stored`, where `name` is asked for. No code of others is imported, whatever a file says."""
+    expected = BACKBONES.find(name)
+    return expected if stored in (name, expected.outside) else None if ":" in stored else _registered(stored)
 
 
 def _registered(name: str) -> "Backbone | None":

@@ -68,6 +68,17 @@ def midpoint_deviations(steps: Sequence[Step], pair_set: PairSet, left: np.ndarr
     return torch.cat(found).numpy()
 
 
+def first_pairs(pair_set: PairSet, limit: int | None) -> np.ndarray:
+    """The numbers of the first `limit` true and false pairs, ascending; None: of all."""
+    return np.sort(np.concatenate([np.flatnonzero(pair_set.same == kind)[:limit] for kind in (True, False)]))
+
+
+def mean_deviation(deviations: np.ndarray) -> dict[str, Any]:
+    """n_pairs and midpoint_deviation, the mean, of the deviations that are numbers; None where none is."""
+    known = deviations[~np.isnan(deviations)]
+    return {"n_pairs": len(known), "midpoint_deviation": float(known.mean()) if len(known) else None}
+
+
 def rows(steps: Sequence[Step], values: Mapping[str, np.ndarray], active: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
     """What there is to say of each layer, from `spectra` and, over `count` images, `activity`: those of COLUMNS that it has.
 

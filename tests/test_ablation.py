@@ -7,10 +7,12 @@ import small_world
 import tiny_training
 
 import ablation
-from backbones import register
+import lda
+from backbones import get_backbone, register
 from eval.audit import driver
 from eval.show import tables
 from eval.show.tables import Column, Table
+from utils import checkpoint
 
 SETTINGS = ["backbone=tiny", "unconstrained=loose", "num_epoch=1", "batch_size=8", "fars=[0.5, 0.34]", "loose_far=0.8", "limit=4",
             "cw_limit=2", "audit_limit=2", "audit_steps=3", "device=cpu"]
@@ -110,3 +112,27 @@ def test_means_and_ranges():
     merged = tables.over_seeds(table)
     assert merged.rows[0][1] == tables.OverSeeds((50.0, 60.0)), "numbers, until they are printed"
     assert tables.formatted(merged) == [["a", "55.00 [50.00, 60.00]", "0.100, -", "-"], ["b", "1.00", "0.200", "3.00"]]
+
+
+def test_controls_stand_beside_the_networks(faces, monkeypatch, capsys):
+    """LDA is fitted and has no log; a network's CPU seconds are kept."""
+    trained = []
+
+    def fitted(cfg):
+        trained.append((cfg.data, cfg.seed))
+        checkpoint.save_weights(cfg.output, get_backbone("other_tiny"), "other_tiny")
+    monkeypatch.setattr(lda, "lda", fitted)
+    monkeypatch.setattr(lda, "NETWORK", "other_tiny")
+    monkeypatch.setitem(ablation.RUNS, "lda", ablation.Run("LDA", {"backbone": "other_tiny"}))
+    for _ in range(2):
+        assert run("runs=['xi1', 'lda']", "seed=3", "logs=logs") == 0
+    assert trained == [("faces", 3)]
+    report = (faces / "out/tables.md").read_text()
+    (row,) = rows_of(report, "## Training")
+    stamps = {name: json.loads((faces / f"out/{name}/train/complete.json").read_text()) for name in ("xi1", "lda")}
+    assert stamps["lda"].keys() == {"backbone", "seed", "data", "cpu_seconds"} and stamps["xi1"]["cpu_seconds"] > 0
+    assert row["Run"] == "xi1" and row["CPU seconds"] == f"{stamps['xi1']['cpu_seconds']:.0f}"
+    assert f"{stamps['xi1']['cpu_seconds']:.1f} CPU seconds in 6 steps" in (faces / "logs/training_xi1.log").read_text()
+    assert [row["Model"] for row in rows_of(report, "## some: strict protocol, FAR 0.5")[:2]] == ["SLL, xi = 1", "LDA"]
+    assert (faces / "logs/ablation/lda/some/strict_far0.5.json").exists() and not (faces / "logs/training_lda.log").exists()
+    assert {"linear", "lda", "net"} < set(ablation.RUNS) and ablation.RUNS["linear"].settings["backbone"] == "linear_map"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import SHARED, needs_shared
 from torch import nn
 
-from headers import HEADERS, AdaCos, ArcFace, CosFace, ECosFace, NaiveHeader, get_header
+from headers import EMMA, HEADERS, AdaCos, ArcFace, CosFace, ECosFace, NaiveHeader, get_header
 from utils import InputError
 
 CLASSES, SIZE = 10, 16
@@ -62,6 +62,87 @@ def test_naive_header_uses_the_length_of_the_embedding():
         if label >= 0:
             expected[row, label] -= 8**0.5
     assert torch.allclose(header(embeddings, LABELS), 4 * expected, rtol=1e-9)
+
+
+def test_naive_header_takes_embeddings_to_a_ball():
+    plain, clipped = NaiveHeader(CLASSES, SIZE).double(), NaiveHeader(CLASSES, SIZE, max_length=4.0).double()
+    clipped.load_state_dict(plain.state_dict())
+    embeddings = torch.cat([batch(), torch.zeros(1, SIZE, dtype=torch.float64)]).requires_grad_()
+    labels = torch.cat([LABELS, torch.tensor([2])])
+    lengths = embeddings.norm(dim=1).tolist()
+    assert min(lengths[:-1]) < 4 < max(lengths)
+    shortened = torch.stack([row * 4 / length if length > 4 else row for row, length in zip(embeddings, lengths)])
+    found, expected = (header(rows, labels) for header, rows in ((clipped, embeddings), (plain, shortened)))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    within = [length <= 4 for length in lengths]
+    assert torch.equal(found[within], plain(embeddings, labels)[within]), "what is inside stays as it is, to the bit"
+    jacobian = torch.autograd.functional.jacobian(lambda e: clipped(e[None], LABELS[:1])[0], embeddings[lengths.index(max(lengths))].detach())
+    rows = F.normalize(plain.weight.detach())
+    assert torch.linalg.matrix_norm(torch.linalg.pinv(rows) @ jacobian / 4, 2) <= 1 + 1e-9, "the map to the ball is 1-Lipschitz"
+    gradient, = torch.autograd.grad(found.square().sum(), embeddings)
+    assert torch.isfinite(gradient).all()
+
+
+def emma_loop(header, embeddings, labels, budget):
+    """[N, C], by the definition."""
+    weight, logits = F.normalize(header.weight.detach().double()), torch.empty(len(labels), CLASSES, dtype=torch.float64)
+    for i, (embedding, label) in enumerate(zip(embeddings.double(), labels.tolist())):
+        norm = embedding.norm().item()
+        angles = [math.acos((row @ embedding).item() / norm) for row in weight]
+        for j in range(CLASSES):
+            logits[i, j] = header.s * math.cos(angles[j])
+            if j == label:
+                logits[i, j] -= header.s * header.m
+            elif label >= 0:
+                reach = min(max(norm * math.sin((angles[j] - angles[label]) / 2), budget / 100), budget)
+                logits[i, j] += header.s * reach / norm * (weight[j] - weight[label]).norm().item()
+    return logits
+
+
+@pytest.mark.parametrize("settings, step, budget", [({}, 0, 0.25), ({"eps": 2.0, "m": 0.1, "s": 10.0}, 3, 2.0), ({"eps": 2.0, "steps": 8}, 2, 0.5),
+                                                    ({"eps": 2.0, "steps": 8}, 9, 2.0), ({"eps": 2.0, "steps": 8}, 0, 0.0)])
+def test_emma_is_the_definition(settings, step, budget):
+    embeddings = batch()
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        header = EMMA(CLASSES, SIZE, **settings).to(dtype)
+        header.step = step
+        logits = header(embeddings.to(dtype), LABELS)
+        assert torch.allclose(logits.double(), emma_loop(header, embeddings, LABELS, budget), rtol=tolerance, atol=tolerance)
+        assert header.step == step + 1
+        header.eval()(embeddings.to(dtype), LABELS)
+        assert header.step == step + 1
+
+
+def test_emma_takes_what_is_in_reach_as_given_and_lengthens_embeddings():
+    header, embeddings = EMMA(CLASSES, SIZE, eps=0.5).double(), batch().requires_grad_()
+    logits = header(embeddings, LABELS)
+    loss = F.cross_entropy(logits, LABELS, ignore_index=-1, reduction="sum")
+    gradient, = torch.autograd.grad(loss, embeddings)
+    along = (gradient * embeddings).sum(1)
+    assert (along[LABELS >= 0] < 0).all() and abs(along[4]) < 1e-12
+    # the gradient is that of the formula with the reach as a constant
+    weight, labels = F.normalize(header.weight), LABELS.clamp_min(0)
+    cosine = F.normalize(embeddings) @ weight.T
+    angles = torch.acos(cosine).detach()
+    reach = (embeddings.norm(dim=1, keepdim=True) * torch.sin((angles - angles.gather(1, labels[:, None])) / 2)).clamp(0.005, 0.5).detach()
+    added = reach / embeddings.norm(dim=1, keepdim=True) * (weight[None] - weight[labels][:, None] + 1e-300).norm(dim=2)
+    added = torch.where((LABELS[:, None] >= 0) & (torch.arange(CLASSES) != LABELS[:, None]), added, 0.0)
+    for one in (embeddings, header.weight):
+        plain, = torch.autograd.grad((cosine + added).square().sum() * 16, one, retain_graph=True)
+        found, = torch.autograd.grad((header(embeddings, LABELS) / 16).square().sum() * 16, one)
+        assert torch.allclose(found, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_emma_survives_what_training_may_bring():
+    header = EMMA(CLASSES, SIZE, steps=5)
+    with torch.no_grad():
+        header.weight[1] = header.weight[0]  # two classes in one place
+    embeddings = torch.cat([1e6 * header.weight.detach()[:3], torch.zeros(3, SIZE)]).requires_grad_()
+    for step in (0, 5):
+        header.step = step
+        logits = header(embeddings, LABELS.clone().clamp_min(0))
+        logits.sum().backward()
+        assert torch.isfinite(logits).all() and torch.isfinite(embeddings.grad).all() and torch.isfinite(header.weight.grad).all()
 
 
 def test_arcface_passes_the_gradient_of_the_plain_cosine():
@@ -153,9 +234,9 @@ def test_adacos_scale_is_the_definition():
 
 
 def test_names_and_aliases():
-    assert set(HEADERS.names()) == {"arcface", "cosface", "adacos", "ecosface", "naive"}
+    assert set(HEADERS.names()) == {"arcface", "cosface", "adacos", "ecosface", "naive", "emma"}
     kinds = {"arcface": ArcFace, "cosface": CosFace, "adacos": AdaCos, "ecosface": ECosFace, "elasticface_cos": ECosFace,
-             "naive": NaiveHeader, "lln": NaiveHeader}
+             "naive": NaiveHeader, "lln": NaiveHeader, "emma": EMMA}
     for name, kind in kinds.items():
         assert type(get_header(name, 3, 4)) is kind
 
@@ -189,7 +270,8 @@ def drawn(num_classes, emb_size):
 @pytest.mark.parametrize("name, given, words", [
     ("arcface", {"margin": 1.0}, "margin"), ("arcface", {"s": "64"}, "s='64', expected float"), ("arcface", {"m": True}, "m=True, expected float"),
     ("ecosface", {"plus": 1}, "plus=1, expected bool"), ("ecosface", {"seed": -1}, "seed=-1, expected int >= 0"), ("adacos", {"s": 1.0}, "'s'"),
-    ("ecosface", {"assign": "x"}, "expected 'rank' or 'published'")])
+    ("ecosface", {"assign": "x"}, "expected 'rank' or 'published'"), ("naive", {"max_length": 0.0}, "max_length is 0.0"),
+    ("emma", {"eps": -1.0}, "eps is -1.0"), ("emma", {"steps": -1}, "steps=-1, expected int >= 0")])
 def test_arguments_that_do_not_fit_are_named(name, given, words):
     with pytest.raises(InputError, match=f"^header {name}: .*{words}"):
         get_header(name, 3, 4, **given)

@@ -4,7 +4,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -88,6 +88,22 @@ def network_of(state: Any, path: "str | os.PathLike[str]" = "state dict") -> "tu
     return root[_NETWORK]["name"], root[_NETWORK]["arguments"]
 
 
+class Stored(NamedTuple):
+    """A state dict that was read: its file, what it holds, what to say about that, and of which network it says it is (`network_of`)."""
+    path: "str | os.PathLike[str]"
+    state: Any
+    remarks: list[str]
+    network: "tuple[str, dict[str, Any]] | None"
+
+
+def read_weights(path: "str | os.PathLike[str]") -> Stored:
+    """Read a state dict file for `put`. Raises InputError naming the file, as `load`, and where it is no state dict."""
+    state, remarks = unwrapped(load(path))
+    if not is_state(state):
+        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    return Stored(path, state, [*remarks], network_of(state, path))
+
+
 def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
                  accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
     """Load a state dict file into `module`, strictly.
@@ -98,15 +114,28 @@ def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
     accept: is called with name and arguments of the network where the file says them (`save_weights`), and raises InputError for another
     one. Raises InputError naming the file and the first missing, unexpected or wrongly shaped entries; the module is then unchanged.
     """
-    state, remarks = unwrapped(load(path))
-    if not is_state(state):
-        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
-    if (found := network_of(state, path)) and accept is not None:
-        with _naming(path):
-            accept(*found)
+    put(module, read_weights(path), accept)
+
+
+def put(module: nn.Module, stored: Stored, accept: "Callable[[str, Mapping[str, Any]], None] | None" = None) -> None:
+    """As `load_weights`, of a file that was read."""
+    if stored.network and accept is not None:
+        with _naming(stored.path):
+            accept(*stored.network)
+    state, remarks = fitting(module, stored)
+    module.load_state_dict(state, strict=True)
+    for remark in (*stored.remarks, *remarks):
+        warnings.warn(f"{stored.path}: {remark}", stacklevel=3)
+
+
+def fitting(module: nn.Module, stored: Stored) -> "tuple[dict[str, Any], list[str]]":
+    """The state for `module`, by its names and in its shapes, and what to say about that. Raises InputError where it is of another one.
+
+    The weights of the module are not looked at: they may be on the device "meta".
+    """
     expected = module.state_dict()
-    with _naming(path):
-        state, more = renamed(state, expected)
+    with _naming(stored.path):
+        state, remarks = renamed(stored.state, expected)
     state, without = with_counters(state, expected)
     problems = []
     for what, keys in (("missing", expected.keys() - state.keys()), ("unexpected", state.keys() - expected.keys())):
@@ -117,10 +146,8 @@ def load_weights(module: nn.Module, path: "str | os.PathLike[str]",
     if shapes:
         problems.append(f"{len(shapes)} of another shape ({_some(shapes)})")
     if problems:
-        raise InputError(f"{path}: not a checkpoint of {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict({key: value.reshape(expected[key].shape) for key, value in state.items()}, strict=True)
-    for remark in (*remarks, *more, *without):
-        warnings.warn(f"{path}: {remark}", stacklevel=2)
+        raise InputError(f"{stored.path}: not a checkpoint of {type(module).__name__}: {'; '.join(problems)}")
+    return {key: value.reshape(expected[key].shape) for key, value in state.items()}, [*remarks, *without]
 
 
 @contextlib.contextmanager

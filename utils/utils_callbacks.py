@@ -215,6 +215,7 @@ def _is_in_order(state: Mapping[str, Any]) -> bool:
     settings, progress, random = (state[key] for key in ("settings", "progress", "random"))
     return isinstance(settings, dict) and isinstance(progress, dict) and isinstance(random, list) and bool(random) \
         and type(progress.get("step")) is int and 0 <= progress["step"] < 2**63 and _is_plain(settings) and _is_plain(progress) \
+        and _fits(0.0, progress.get("cpu_seconds", 0.0)) \
         and isinstance(progress.get("highest", {}), dict) and all(_fits(0.0, value) for value in progress.get("highest", {}).values())
 
 

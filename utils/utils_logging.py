@@ -162,6 +162,17 @@ def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step
     return line if reg_loss is None else f"{line}  Reg Loss {reg_loss:.4f}"
 
 
+def cpu_line(seconds: float, steps: int) -> str:
+    """The log line of what a run has cost."""
+    return f"{seconds:.1f} CPU seconds in {steps} steps, without loading processes, verification and saving"
+
+
+def read_cpu_seconds(path: str | Path) -> float | None:
+    """What the last `cpu_line` of a training log says; None without one. Raises InputError where the file cannot be read."""
+    found = re.findall(rb"-(\d{1,18}\.\d) CPU seconds in \d{1,18} steps,", _log(path))
+    return float(found[-1]) if found else None
+
+
 class TrainingLog(NamedTuple):
     """What a training log says.
 
@@ -200,10 +211,7 @@ def read_training_log(path: str | Path) -> TrainingLog:
     start anew from an earlier one, the run was resumed or begun again: what the log said from that step on is superseded. Raises
     InputError where the file cannot be read, has no line of a training log, or more than MAX_LOG bytes or MAX_ROWS rows.
     """
-    try:
-        text = read_file(path, MAX_LOG)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    text = _log(path)
     steps: dict[int, dict[str, Any]] = {}  # both in the order of steps, so that what is superseded is at the end
     verified: dict[tuple[int, str], dict[str, Any]] = {}
     last = {"loss": 0, "verification": 0}  # apart: a verification may be written after the loss of a later step
@@ -226,6 +234,13 @@ def read_training_log(path: str | Path) -> TrainingLog:
     if not steps and not verified and not re.search(rb"^[ \t]*Training: ", text, re.MULTILINE):
         raise InputError(f"{path}: {text.count(10)} lines, none of a training log; expected 'Training: 2024-02-02 12:33:23,502-...'")
     return TrainingLog(_typed(steps.values(), _STEP_TYPES), _typed(verified.values(), _VERIFICATION_TYPES))
+
+
+def _log(path: str | Path) -> bytes:
+    try:
+        return read_file(path, MAX_LOG)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _remove_from(rows: dict, step: int, step_of: Callable[[Any], int]) -> None:

@@ -52,14 +52,12 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
     values, active, images = spectrum.spectra(steps), {}, np.empty(0, dtype=np.int64)
     summary = {**origin}
     if pair_set:
-        chosen = np.sort(np.concatenate([np.flatnonzero(pair_set.same == kind)[:args.limit] for kind in (True, False)]))
+        chosen = spectrum.first_pairs(pair_set, args.limit)
         left, right = pair_set.left[chosen], pair_set.right[chosen]
         images = np.unique(np.concatenate([left, right]))
         active = spectrum.activity(steps, pair_set, images, device, args.batch_size)
         deviations = spectrum.midpoint_deviations(steps, pair_set, left, right, device, args.batch_size)
-        deviations = deviations[~np.isnan(deviations)]
-        summary |= {"n_images": len(images), "n_pairs": len(deviations),
-                    "midpoint_deviation": float(deviations.mean()) if len(deviations) else None}
+        summary |= {"n_images": len(images), **spectrum.mean_deviation(deviations)}
     layers = spectrum.rows(steps, values, active, len(images))
     table = spectrum.table(layers)
     with atomic_write(folder / "spectrum.csv") as file:

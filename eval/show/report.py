@@ -1,5 +1,5 @@
 """The report of an ablation: its results side by side as Markdown, means and ranges over seeds, and figures over all runs."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,7 @@ from eval.show import curves, plots, published, tables
 from eval.show.tables import PERCENT, Column, Table
 from eval.store import results
 from utils.files import atomic_write, read_json
-from utils.utils_logging import read_training_log
+from utils.utils_logging import TrainingLog, read_cpu_seconds, read_training_log
 
 TABLES, FIGURES = "tables.md", "figures"
 _RUN = (Column("Model", digits=None), Column("Run", digits=None))
@@ -39,18 +39,32 @@ def write(output: Path, models: Mapping[str, str], bins: Sequence[str], evaluati
 
 
 def training(output: Path, models: Mapping[str, str]) -> Table:
-    """A row a run: steps, and at its end the loss, the feature norm of training batches and the verified accuracy on each .bin file."""
-    logs = {run: read_training_log(output / run / "train" / "training.log") for run in models}
+    """A row a run that was trained: steps, and at its end the loss, the feature norm of training batches and the verified accuracy on each
+    .bin file, and the CPU seconds of the steps where a log says them.
+    """
+    logs = training_logs(output, models)
+    seconds = {run: read_cpu_seconds(log_of(output, run)) for run in logs}
     targets = list(dict.fromkeys(target for log in logs.values() for target in log.verification["target"]))
     columns = [*_RUN, Column("steps", digits=0), Column("loss"), Column("norm"),
-               *(Column(f"{target} accuracy, flip-summed [%]", digits=PERCENT) for target in targets)]
+               *(Column(f"{target} accuracy, flip-summed [%]", digits=PERCENT) for target in targets), Column("CPU seconds", digits=0)]
     rows = []
     for run, (steps, verified) in logs.items():
         last = steps.iloc[-1]
         at_the_end = verified.groupby("target")["accuracy"].last()
         rows.append([models[run], run, last["step"], last["loss"], last["feature_norm"],
-                     *(100 * at_the_end[target] if target in at_the_end else None for target in targets)])
-    return Table(columns, rows)
+                     *(100 * at_the_end[target] if target in at_the_end else None for target in targets), seconds[run]])
+    table = Table(columns, rows)
+    return table if any(value is not None for value in seconds.values()) else table.without("CPU seconds")
+
+
+def log_of(output: Path, run: str) -> Path:
+    """Where the training log of a run is, if it was trained."""
+    return output / run / "train" / "training.log"
+
+
+def training_logs(output: Path, names: Iterable[str]) -> dict[str, TrainingLog]:
+    """The logs of the runs that were trained, by their names."""
+    return {run: read_training_log(log_of(output, run)) for run in names if log_of(output, run).exists()}
 
 
 def evaluated(output: Path, models: Mapping[str, str], name: str, protocol: str, far: float) -> list[str]:
@@ -109,5 +123,6 @@ def figures(output: Path, models: Mapping[str, str], name: str, evaluation: str)
     plots.write_comparison(found, folder / name)
     for model, run in first.items():
         plots.write_plots(found[model], folder / name, f"{run}_")
-    logs = {model: read_training_log(output / run / "train" / "training.log") for model, run in first.items()}
-    curves.plot_norms(logs, folder / "norm_over_training.png", "Feature norm over training")
+    logs = {models[run]: log for run, log in training_logs(output, first.values()).items()}
+    if logs:
+        curves.plot_norms(logs, folder / "norm_over_training.png", "Feature norm over training")

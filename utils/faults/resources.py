@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+from pathlib import Path
 
 try:
     import resource
@@ -16,6 +17,7 @@ _KINDS = {
               "MemoryError"}
 _PATTERNS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in _KINDS.items()}
 KINDS = tuple(_KINDS)
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def shortage(error: BaseException) -> str | None:
@@ -47,3 +49,23 @@ def _size_of_shm() -> str:
         return ""
     usage = shutil.disk_usage("/dev/shm")
     return f" (/dev/shm: {usage.free >> 20} of {usage.total >> 20} MB are free)"
+
+
+def free_memory() -> "int | None":
+    """Bytes that this process can still take: of the machine, and of its container where that has a limit. None where nothing says so."""
+    available = re.search(r"^MemAvailable: +(\d+) kB", _text(_MEMINFO), re.MULTILINE)
+    found = [int(available[1]) << 10] if available else []
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        numbers = [_text(_CGROUP / name).strip() for name in (limit, used)]
+        # files that were read are kept in memory, and counted, until something else needs it
+        cached = re.search(r"^(?:total_)?inactive_file (\d+)", _text((_CGROUP / limit).parent / "memory.stat"), re.MULTILINE)
+        if all(map(str.isdecimal, numbers)):
+            found.append(max(0, int(numbers[0]) - int(numbers[1]) + (int(cached[1]) if cached else 0)))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeError):
+        return ""

@@ -1,6 +1,7 @@
 """The steps of a run from where its state left off to the last one; what is saved on the way and when it has to stop."""
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,9 @@ class Run:
                 run.save_state()
 
     cfg: num_epoch, output, keep_states, resume, resume_changed and max_bad_records are used (see config.py). parts, settings: as
-    CallBackCheckpoint takes them. progress: what a state keeps beside the parts, "step" and "highest" (the best accuracies by target).
+    CallBackCheckpoint takes them. progress: what a state keeps beside the parts, "step", "highest" (the best accuracies by target) and
+    "cpu_seconds" (of this process, all its threads, from where a batch is asked for to `advance`: without loading processes, verification
+    and saving).
     Where the loop raises Interrupted, DataError or RunError, which all ranks do at the same step, the state of that step is saved
     before the error goes on. Raises InputError for a state that cannot be used.
     """
@@ -36,7 +39,13 @@ class Run:
     def __init__(self, cfg: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any], loader: Loader) -> None:
         self.loader, self.epochs, self.max_bad_records = loader, cfg["num_epoch"], cfg["max_bad_records"]
         self.checkpoints = CallBackCheckpoint(cfg["output"], parts, settings, cfg["keep_states"])
-        self.progress: dict[str, Any] = {"step": 0, "highest": {}, **self.checkpoints.restore(cfg["resume"], cfg["resume_changed"])}
+        restored = self.checkpoints.restore(cfg["resume"], cfg["resume_changed"])
+        self.progress: dict[str, Any] = {"step": 0, "highest": {}, "cpu_seconds": 0.0, **restored}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the steps that were made, those of earlier starts included."""
+        return self.progress["cpu_seconds"]
 
     @property
     def step(self) -> int:
@@ -67,12 +76,15 @@ class Run:
         size = len(self.loader)
         for epoch in range(self.step // size, self.epochs):
             self.loader.set_epoch(epoch, start_batch=self.step % size)
+            self._since = time.process_time()
             for batch in in_lockstep(self.loader, self._signals, self.max_bad_records):
                 yield (epoch, *batch)
+                self._since = time.process_time()
 
     def advance(self) -> int:
         """Count a step that was made; returns its number, from 1."""
         self.progress["step"] += 1
+        self.progress["cpu_seconds"] += time.process_time() - self._since
         self._bar.update()
         return self.step
 
