@@ -12,7 +12,7 @@ from eval.verification import read_bin
 from utils import InputError, build_dataset
 from utils.images import encode_image
 from utils.recordio import IndexedRecordFile, RecordWriter, pack, unpack
-from utils.split_dataset import Split, split_rec
+from utils.split_dataset import Split, _pairs, split_rec
 
 
 def image_of(file, key):
@@ -49,6 +49,20 @@ def test_pairs_are_all_true_ones_and_different_false_ones_of_the_others(tmp_path
     assert {pair for pair in every if pair[1]} <= set(found) and sum(not same for _, same in found) == false_pairs
     assert false_pairs < 96 or set(found) == set(every)
     assert false_pairs < 24 or 0 < pairs.same[:10].mean() < 1, "both kinds from the beginning on"
+
+
+def test_pairs_by_people_are_few_of_each_whoever_has_many_images(tmp_path):
+    labels = np.repeat(np.arange(6), [40, 3, 3, 3, 2, 1])
+    pairs = _pairs(labels, 60, 2, 0, "faces")
+    assert len(set(pairs)) == len(pairs) == 60 + 9
+    assert Counter(int(labels[left]) for left, right, same in pairs if same) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}
+    assert all((labels[left] == labels[right]) == same for left, right, same in pairs)
+    big = np.mean([0 in labels[[left, right]] for left, right, same in pairs if not same])
+    by_image = np.mean([0 in labels[[left, right]] for left, right, same in _pairs(labels, 60, None, 0, "faces") if not same])
+    assert big < 0.7 < 0.8 < by_image, "of 6 people one is in a third of the pairs, or in more as the others run out"
+    assert pairs == _pairs(labels, 60, 2, 0, "faces") != _pairs(labels, 60, 2, 1, "faces")
+    with pytest.raises(InputError, match="false pairs, expected at least 270"):
+        _pairs(labels, 270, 2, 0, "faces")
 
 
 def test_pairs_are_keyed_by_the_seed(tmp_path):

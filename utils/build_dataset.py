@@ -157,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--rec", type=Path, required=True, help="the .rec file, or a folder with train.rec")
     split.add_argument("--identities", type=_count, required=True, metavar="K", help="how many people to train on")
     split.add_argument("--false-pairs", type=_count, metavar="N", help="random pairs of two people (default: as many as true pairs)")
+    split.add_argument("--per-person", type=_count, metavar="M", help="true pairs of a person at most (default: all), and false ones drawn "
+                                                                      "by people, so that who has many images counts no more than others")
     split.add_argument("--seed", type=int, default=0, metavar="S", help="of the false pairs and of the order of all (default 0)")
     split.add_argument("--out", type=Path, required=True, help="folder for train.rec, train.idx, property and heldout.bin")
     for command in (rec, pairs):
@@ -202,7 +204,8 @@ def _build(options: argparse.Namespace) -> None:
         from utils.split_dataset import split_rec
 
         with owned(options.out):
-            made = split_rec(options.rec, options.out, options.identities, options.false_pairs, options.seed)
+            made = split_rec(options.rec, options.out, options.identities, options.false_pairs, options.seed,
+                             per_person=options.per_person)
         print(f"{options.out}: {made.images} images of {made.identities} identities to train on; {made.true_pairs} true and "
               f"{made.false_pairs} false pairs of {made.others} others")
     elif options.command == "idx":

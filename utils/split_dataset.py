@@ -24,9 +24,12 @@ class Split(NamedTuple):
     false_pairs: int
 
 
-def split_rec(rec: Path, out: Path, identities: int, false_pairs: int | None = None, seed: int = 0, name: str = "heldout") -> Split:
+def split_rec(rec: Path, out: Path, identities: int, false_pairs: int | None = None, seed: int = 0, name: str = "heldout",
+              per_person: int | None = None) -> Split:
     """Write to the folder `out` train.rec, train.idx and `property` with the first `identities` people of a .rec, in the order of their
-    labels, and {name}.bin with pairs of the others: all true ones and `false_pairs` random ones of two people (None: as many).
+    labels, and {name}.bin with pairs of the others: all true ones, or `per_person` random ones of those who have more, and `false_pairs`
+    random ones of two people (None: as many). With per_person both people of a false pair are drawn first, then an image of each: who has
+    many images counts no more than others, as in LFW.
 
     rec: a .rec file, or a folder with train.rec. Records of images are taken over byte by byte; the header, and a record for each
     identity with the range of its keys, are those of the new file. Which false pairs are drawn, no two alike, and the order of all pairs
@@ -45,7 +48,7 @@ def split_rec(rec: Path, out: Path, identities: int, false_pairs: int | None = N
         raise InputError(f"{out}: holds {rec.name} itself, expected another folder")
     taken = labels <= people[identities - 1]
     others = keys[~taken]
-    pairs = _pairs(labels[~taken], false_pairs, seed, str(rec))
+    pairs = _pairs(labels[~taken], false_pairs, per_person, seed, str(rec))
     _write_rec(file, keys[taken], labels[taken], out)
     _write_pairs(file, [(int(others[left]), int(others[right]), same) for left, right, same in pairs], out / f"{name}.bin")
     true = sum(same for *_, same in pairs)
@@ -77,24 +80,43 @@ def _image(file: IndexedRecordFile, key: int) -> memoryview:
     return unpack(file.read(key), file.name(key)).image
 
 
-def _pairs(labels: np.ndarray, false_pairs: int | None, seed: int, name: str) -> list[tuple[int, int, bool]]:
-    """(left, right, same): all true pairs of images with these labels and random false ones, in random order, so that each fold of ten has
+def _pairs(labels: np.ndarray, false_pairs: int | None, per_person: int | None, seed: int, name: str) -> list[tuple[int, int, bool]]:
+    """(left, right, same): true pairs of images with these labels and random false ones, in random order, so that each fold of ten has
     both kinds.
     """
-    count, numbers = len(labels), random.Random(seed)
-    true = [pair for label in np.unique(labels) for pair in combinations(np.flatnonzero(labels == label).tolist(), 2)]
-    possible = math.comb(count, 2)
-    wanted = min(len(true), possible - len(true)) if false_pairs is None else false_pairs
+    images, numbers = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)], random.Random(seed)
+    all_true = [list(combinations(own, 2)) for own in images]
+    true = [pair for own in all_true for pair in (own if per_person is None else numbers.sample(own, min(per_person, len(own))))]
+    possible = math.comb(len(labels), 2) - sum(map(len, all_true))
+    if per_person is not None:
+        possible //= 2  # drawn by people, the last ones of those with many images would hardly ever come
+    wanted = min(len(true), possible) if false_pairs is None else false_pairs
     if not true:
         raise InputError(f"{name}: no two images of one of the people to be evaluated, so that there is no true pair")
-    if wanted > possible - len(true):
-        raise InputError(f"{name}: {possible - len(true)} false pairs, expected at least {wanted}")
-    # of so many different pairs, true ones among them, enough are false
-    drawn = map(_pair_number, numbers.sample(range(possible), min(possible, wanted + len(true))))
-    false = islice((pair for pair in drawn if labels[pair[0]] != labels[pair[1]]), wanted)
+    if wanted > possible:
+        raise InputError(f"{name}: {possible} false pairs, expected at least {wanted}")
+    false = _false_by_image(labels, wanted, numbers) if per_person is None else _false_by_person(images, wanted, numbers)
     pairs = [*((*pair, True) for pair in true), *((*pair, False) for pair in false)]
     numbers.shuffle(pairs)
     return pairs
+
+
+def _false_by_image(labels: np.ndarray, wanted: int, numbers: random.Random) -> list[tuple[int, int]]:
+    """Of all false pairs, each as likely as any other."""
+    possible = math.comb(len(labels), 2)
+    true = sum(math.comb(int(count), 2) for count in np.unique(labels, return_counts=True)[1])
+    # of so many different pairs, true ones among them, enough are false
+    drawn = map(_pair_number, numbers.sample(range(possible), min(possible, wanted + true)))
+    return list(islice((pair for pair in drawn if labels[pair[0]] != labels[pair[1]]), wanted))
+
+
+def _false_by_person(images: list[list[int]], wanted: int, numbers: random.Random) -> list[tuple[int, int]]:
+    """Two people, then an image of each; no pair twice."""
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < wanted:
+        left, right = sorted(numbers.choice(own) for own in numbers.sample(images, 2))
+        found[left, right] = None
+    return list(found)
 
 
 def _pair_number(number: int) -> tuple[int, int]:
