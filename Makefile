@@ -1,4 +1,4 @@
-# make test    run the tests
+# make test    run the tests, a process a core with one thread each
 # make demo    train a small 1-Lipschitz network on synthetic faces with two CPU processes, certify it, plot
 # make ablation DATA=FOLDER   the paper's tables on the faces of a folder (train.rec, train.idx, *.bin); two hours on 2 cores
 # make bench   speed and memory next to plain implementations; BENCH="--weights W --bin B" adds the attack, see --help
@@ -14,7 +14,7 @@ DATA ?= ../shared/data/lfwcrop
 
 .PHONY: install install-dev test demo ablation bench lint docs check-gpu clean
 test: install
-	$(RUN) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile tests
 
 demo: install
 	rm -rf $(DEMO)
