@@ -33,6 +33,7 @@ from backbones.custom_layers import FoldedSLLLinear
 from backbones.kept import Pair, Rescaled
 from backbones.norms import affine_rounding, norm_bound
 from backbones.proof import UP_LITTLE, Shape, State
+from backbones.spectra import of_matrix
 
 
 def cayley(weight: Tensor, base: Tensor) -> Tensor:
@@ -135,6 +136,10 @@ class FoldedMixing(nn.Conv2d):
 
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return affine_rounding(state, norm_bound(self.weight), self.weight.flatten(1), self.bias, math.prod(shape[-2:]))
+
+    def singular_values(self, shape: Shape) -> Tensor:
+        """Those of Q, which are the same at every pixel."""
+        return of_matrix(self.weight.flatten(1))
 
 
 class SpectralLinear(Rescaled):

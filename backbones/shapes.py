@@ -251,6 +251,10 @@ class Absolute(nn.Module):
     def proven_rounding(self, state: State, shape: Shape) -> State:
         return exactly(state, shape)
 
+    def preactivations(self, z: Tensor) -> Tensor:
+        """The channels of which it takes the absolute values."""
+        return z[:, :int(self.share * z.shape[1])]
+
     def extra_repr(self) -> str:
         return f"share={self.share}"
 

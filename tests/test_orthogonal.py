@@ -604,3 +604,8 @@ def test_the_commands_certify_attack_and_audit(world, capsys):  # noqa: F811
     assert command(world, "certify", "--tight", "--flip", "average", backbone="orthogonal_tiny") == 0
     assert command(world, "audit", "--tight", "--flip", "average", "--steps", "5", "--limit", "4", backbone="orthogonal_tiny") == 0
     assert "0 violations in 4 certified pairs and 4 images" in capsys.readouterr().out
+
+
+def test_singular_values_of_mixing_are_ones_at_every_pixel():
+    values = fold(nn.Sequential(OrthogonalMixing(8)))[0].singular_values((8, 3, 3))
+    assert len(values) == 8 and (values - 1).abs().max() < 1e-6

@@ -14,7 +14,7 @@ from backbones import proof
 from backbones.chain import Step
 from backbones.custom_layers import SLLConv2d, SLLLinear
 from backbones.export import fold
-from backbones.shapes import Downsize, MaxMin
+from backbones.shapes import Absolute, Downsize, MaxMin
 from backbones.spectra import of_kernel, of_matrix
 from eval import spectrum
 from eval.verification import read_bin
@@ -68,7 +68,7 @@ def test_preactivations_choose_the_piece_that_forward_applies():
     """Where no sign differs, a layer is affine: exactly so between two images; and where one does, it is not."""
     torch.manual_seed(0)
     layers = [(fold(SLLConv2d(4, 4, bias=True)).double(), (4, 4, 4)), (MaxMin(), (4, 2, 2)), (Downsize(4, 8), (4, 4, 4)),
-              (Downsize(4, 16), (4, 4, 4))]
+              (Downsize(4, 16), (4, 4, 4)), (Absolute(), (4, 2, 2))]
     for layer, shape in layers:
         x, y = (torch.randn(1, *shape, dtype=torch.float64) for _ in range(2))
         for step in (1e-6, 1.0):
