@@ -6,9 +6,8 @@
 Principal components of the images, and of these the directions in which people differ most for what images of one person differ by
 (scikit-learn's PCA and LinearDiscriminantAnalysis). Their map W becomes a linear layer V (x - mean) with ||V|| <= 1 in one of two ways:
 variant=scaled is W / ||W||, variant=orthonormal an orthonormal basis of the span of its rows. As in training, mirror images are images too.
-All of them are in memory, averaged over blocks of pixels. Exit status: 0 done, 2 a setting or a file cannot be used.
+The lowest frequencies of all of them are in memory. Exit status: 0 done, 2 a setting or a file cannot be used.
 """
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import utils.cores  # noqa: F401  # isort: skip  # ahead of torch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from easydict import EasyDict
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -33,7 +31,6 @@ from utils.settings import check_choices, check_least, run_command
 
 NETWORK = "linear_lda"
 MOST_IMAGES = 2**16
-SIDE = 28                           # pixels a side down to which faces are averaged over blocks; whole ones gave no better figures
 ROOM = 1 - 2**-20  # more than what float32 makes of a norm of 1: each entry is off by 2**-24 of itself, ||V||_F <= sqrt(128)
 
 config = EasyDict()
@@ -59,36 +56,24 @@ def lda(cfg: EasyDict) -> None:
         raise InputError(f"{cfg.data}: images of {list(dataset.image_size)}, expected [112, 112]")
     if len(dataset) > MOST_IMAGES:
         raise InputError(f"{cfg.data}: {len(dataset)} images, expected at most {MOST_IMAGES}: they are all held in memory")
-    features, block = features_of(network.stem, dataset)
+    features = features_of(network.stem, dataset)
     labels = np.tile(dataset.labels(), 2)
     mean, directions = fit(features, labels, len(network.linear.weight), cfg.components, cfg.shrinkage, cfg.seed)
-    fill(network.linear, spread(mean[None], block)[0], spread(non_expansive(directions, cfg.variant), block))
+    fill(network.linear, mean, non_expansive(directions, cfg.variant))
     Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
     save_weights(cfg.output, network, NETWORK)
     print(f"{cfg.output}: {len(directions)} directions from {len(dataset)} images of {len(np.unique(labels))} identities")
 
 
 @torch.no_grad()
-def features_of(stem: nn.Module, dataset: Faces, batch_size: int = 64) -> tuple[np.ndarray, int]:
-    """(float32 [2 N, d] of the images and then of their mirror images, b): what the linear layer gets, images [3, s, s], as sums over
-    blocks of b x b pixels, divided by b: the coordinates of an orthogonal projection.
-    """
+def features_of(stem: nn.Module, dataset: Faces, batch_size: int = 64) -> np.ndarray:
+    """float32 [2 N, d]: what the linear layer gets of the images, and then of their mirror images."""
     found: list[Tensor] = []
     for mirrored in (False, True):
         for start in range(0, len(dataset), batch_size):
             images = to_float(torch.stack([dataset[index][0] for index in range(start, min(start + batch_size, len(dataset)))]))
-            features = stem(images.flip(-1) if mirrored else images)
-            side = math.isqrt(features.shape[1] // 3)
-            block = max(1, side // SIDE)
-            found.append(block * F.avg_pool2d(features.view(-1, 3, side, side), block).flatten(1))
-    return torch.cat(found).numpy(), block
-
-
-def spread(rows: np.ndarray, block: int) -> np.ndarray:
-    """Rows [m, d] for features of blocks as rows for those of pixels, with the same norms and products."""
-    side = math.isqrt(rows.shape[1] // 3)
-    blocks = rows.reshape(len(rows), 3, side, side) / block
-    return blocks.repeat(block, 2).repeat(block, 3).reshape(len(rows), -1)
+            found.append(stem(images.flip(-1) if mirrored else images))
+    return torch.cat(found).numpy()
 
 
 def fit(features: np.ndarray, labels: np.ndarray, most: int, components: int, shrinkage: float, seed: int = 0

@@ -24,6 +24,11 @@ def _equal(kept: "tuple[Tensor | None, ...]", now: "tuple[Tensor | None, ...]") 
     return not torch.stack([torch.ne(a, b).any() for a, b in zip(kept, now)]).any()  # waits for the device once, not once a parameter
 
 
+def mode(layer: nn.Module) -> Tensor:
+    """Whether a layer is in training mode, as a source of weights that are computed otherwise then."""
+    return torch.tensor(layer.training, device=next(layer.parameters()).device)
+
+
 class Rescaled(nn.Module):
     """A layer whose weights are rescaled: weight and bias are computed from parameters by `compute`, and kept while nothing asks for a
     gradient.

@@ -10,6 +10,7 @@ u = 2^-53, in whatever order it was computed, and eigenvalues come with the resi
 """
 import hashlib
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from backbones.kernels import half_shifts, taps
 from backbones.powers import binary_power
-from backbones.proof import UNDERFLOW, UNIT, UP, UP_LITTLE, State, gamma, norm_of_magnitudes
+from backbones.proof import UNIT, UP, UP_LITTLE, State, gamma, multiplied, norm_of_magnitudes
 
 _MANY = 4096
 _known: "dict[bytes, float]" = {}
@@ -30,15 +31,20 @@ def norm_bound(weight: Tensor, root: Tensor | None = None, power: int = 1) -> fl
     root: the diagonal of S, [C], positive but where rows of V are zero; needed for k > 1 and p > 1 only. The bound of the same numbers is
     not computed twice: what is known is looked up by their SHA-256.
     """
-    v = _float64(weight)
+    v = float64(weight)
     if v.dim() == 2 or v.shape[-1] == 1:  # one matrix, at every pixel
         v, root, power = v.flatten(1), None, 1
     elif root is None:
         root = torch.ones(len(v))
-    key = _fingerprint(weight, root, power)
+    return remembered(fingerprint(weight, root, power),
+                      lambda: _matrix_bound(v) if root is None else _kernel_bound(v, float64(root), power))
+
+
+def remembered(key: bytes, compute: Callable[[], float]) -> float:
+    """The bound of this key, see `fingerprint`: what `compute` gives, kept if it is finite."""
     if key in _known:
         return _known[key]
-    bound = _matrix_bound(v) if root is None else _kernel_bound(v, _float64(root), power)
+    bound = compute()
     if math.isfinite(bound):
         if len(_known) >= _MANY:
             _known.clear()
@@ -49,12 +55,12 @@ def norm_bound(weight: Tensor, root: Tensor | None = None, power: int = 1) -> fl
 def affine_rounding(state: State, norm: float, weight: Tensor, bias: Tensor | None, positions: int = 1) -> State:
     """The rounding of z -> V z + c with V [C, n] and c [C] at each of so many positions; norm: at least ||V||."""
     shift = 0.0 if bias is None else math.sqrt(positions) * bias.norm().item() * UP
-    local = gamma(weight.shape[1] + 1) * (norm_of_magnitudes(weight.abs()) * state.size + shift) * UP + UNDERFLOW
-    return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
+    return multiplied(state, norm, norm_of_magnitudes(weight.abs()), weight.shape[1], shift)
 
 
-def _fingerprint(weight: Tensor, root: Tensor | None, power: int) -> bytes:
-    digest = hashlib.sha256(repr((weight.dtype, tuple(weight.shape), power)).encode())
+def fingerprint(weight: Tensor, root: Tensor | None, how: "int | str") -> bytes:
+    """SHA-256 of what a bound depends on: the numbers, and how they are looked at."""
+    digest = hashlib.sha256(repr((weight.dtype, tuple(weight.shape), how)).encode())
     for values in (weight,) if root is None else (weight, root):
         digest.update(memoryview(values.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B"))
     return digest.digest()
@@ -69,7 +75,7 @@ def _kernel_bound(v: Tensor, root: Tensor, power: int) -> float:
     return _convolution_bound(v[alive], root[alive], power) if alive.any() else 0.0
 
 
-def _float64(values: Tensor) -> Tensor:
+def float64(values: Tensor) -> Tensor:
     """In float64, which not every device has."""
     return values.detach().to(values.device if values.device.type == "cuda" else "cpu", torch.float64)
 

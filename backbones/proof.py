@@ -71,6 +71,12 @@ def projected(state: State, terms: int) -> State:
     return State((state.size + local) * UP, (state.error + local) * UP)
 
 
+def multiplied(state: State, norm: float, magnitude: float, terms: int, shift: float = 0.0) -> State:
+    """The rounding of V z + c, sums of `terms` products and a value of c: from at least ||V||, || |V| || and |c|."""
+    local = gamma(terms + 1) * (magnitude * state.size + shift) * UP + UNDERFLOW
+    return State((norm * state.size + shift + local) * UP, (norm * state.error + local) * UP)
+
+
 def norm_of_magnitudes(values: Tensor) -> float:
     """At least the norm of |V|, from values [C, cin] >= 0: sums of its taps, which are what it can do to a constant image."""
     return math.sqrt(values.sum(0).amax().item() * values.sum(1).amax().item()) * UP

@@ -34,7 +34,7 @@ def rescaling(weight: Tensor, q: Tensor, power: int = 1) -> Tensor:
 
     weight: [C, Cin, k, k] with odd or even k, or [C, Cin]; q: [C]. t_i is 0 where the sum is 0.
     """
-    weight, q = _at_least_float32(weight), _at_least_float32(q)
+    weight, q = at_least_float32(weight), at_least_float32(q)
     with torch.autocast(weight.device.type, enabled=False):
         return _root(weight, q, power).square()
 
@@ -45,7 +45,7 @@ def rescaled(weight: Tensor, bias: Tensor | None, q: Tensor, power: int = 1) -> 
     weight: [C, Cin, k, k] or [C, Cin]; bias: C values in any shape, or None; q: [C]. The bias comes back as [C].
     """
     kept = weight.dtype
-    weight, q = _at_least_float32(weight), _at_least_float32(q)
+    weight, q = at_least_float32(weight), at_least_float32(q)
     with torch.autocast(weight.device.type, enabled=False):
         root = _root(weight, q, power)
         folded_weight = weight * root.view(-1, *(1,) * (weight.dim() - 1))
@@ -55,5 +55,6 @@ def rescaled(weight: Tensor, bias: Tensor | None, q: Tensor, power: int = 1) -> 
     return folded_weight.to(kept), None if folded_bias is None else folded_bias.to(kept)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values, those of halves as float32."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
