@@ -16,6 +16,7 @@ config.recordio_backend = "builtin"  # or "mxnet"
 config.on_bad_record = "error"      # or "skip": the next one stands in for a record that cannot be used, which is counted and logged
 config.max_bad_records = 1000       # more than these, of all processes together, end the run
 config.in_memory = False            # decode all images once, at the start, and keep them: H * W * 3 bytes for each
+config.partners = False             # the second half of a batch: another image of each person in the first half, chosen anew every epoch
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header
@@ -26,9 +27,11 @@ config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasti
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
 config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 
-# loss: cross entropy + lambda_ * mean(max(0, -xi * log(norm / xi)))
+# loss: cross entropy + lambda_ * mean(max(0, -xi * log(norm / xi))) + contrast * supervised contrastive loss
 config.lambda_ = 10.0
 config.xi = 3.0
+config.contrast = 0.0               # of several images of a person in a batch, which partners=True sees to
+config.contrast_args = {"s": 10.0, "m": 0.1}  # its scale and margin
 
 # optimisation
 config.batch_size = 512             # of all processes together

@@ -1,4 +1,8 @@
 """What the settings of config.py may be, which of them a run may be continued with, and what the published configuration calls them."""
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from easydict import EasyDict
 
 from config import config
@@ -14,6 +18,9 @@ FREE = {"rec", "recordio_backend", "in_memory", "num_workers", "compile", "devic
         "timeout", "resume_changed"}
 # of these, those that may differ between the processes of a run: where a machine has its files, and what it is
 OF_A_MACHINE = {"rec", "recordio_backend", "in_memory", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
+
+# settings that states of earlier versions do not name, and what they were there
+ADDED = {key: config[key] for key in ("contrast", "contrast_args", "partners")}
 
 
 def _precision(fp16: str) -> str:
@@ -44,7 +51,8 @@ def checked(cfg: EasyDict) -> EasyDict:
     check_least(cfg, dict(num_classes=1, num_image=1, emb_size=1), bits=31)
     if not all(isinstance(name, str) for name in cfg.val_targets or ()):
         raise InputError(f"setting val_targets={cfg.val_targets}: expected names of .bin files")
-    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout")
+    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout", "contrast")
+    _check_contrast(cfg.contrast_args)
     check_choices(cfg, precision=PRECISIONS, recordio_backend=("builtin", "mxnet"), on_bad_record=("error", "skip"))
     HEADERS.find(cfg.header)
     if cfg.power == 0:
@@ -54,3 +62,9 @@ def checked(cfg: EasyDict) -> EasyDict:
     if cfg.batch_size % world_size():
         raise InputError(f"setting batch_size={cfg.batch_size}: expected a multiple of the {world_size()} processes")
     return cfg
+
+
+def _check_contrast(given: Mapping[str, Any]) -> None:
+    numbers = [value for value in given.values() if type(value) in (int, float) and math.isfinite(value)]
+    if set(given) != {"s", "m"} or len(numbers) < 2 or given["s"] <= 0:
+        raise InputError(f"setting contrast_args={dict(given)}: expected finite numbers 's', positive, and 'm'")

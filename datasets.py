@@ -27,7 +27,7 @@ from utils.images import MAX_ENCODED, decode_image
 from utils.loader import Loader
 from utils.record_layout import MOST_LABELS, image_keys, labels_seen, property_classes
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
-from utils.utils_distributed_sampler import DistributedSampler
+from utils.utils_distributed_sampler import DistributedSampler, Partners
 
 PathLike = str | os.PathLike[str]
 # A part of a dataset keeps the labels of the whole, such as MS1MV3's 93,431; many more could ask for any amount of memory.
@@ -218,7 +218,7 @@ def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend:
 def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, flip: bool = True, shuffle: bool = True,
                    prefetch_factor: int = 4, pin_memory: bool | None = None, start_method: str | None = None,
                    num_replicas: int | None = None, rank: int | None = None, skip_bad_records: bool = False,
-                   timeout: float = 0) -> Loader:
+                   timeout: float = 0, partners: bool = False) -> Loader:
     """A `Loader` of this rank's share of `dataset`. With a path in its place: `published_dataloader`.
 
     batch_size: of this rank; the batches of all W ranks at one step are together the batch of W * batch_size that a single process
@@ -226,12 +226,15 @@ def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers
     horizontal flips with probability 1/2 (`flip`), are keyed by (seed, epoch, sample).
     pin_memory: None pins where CUDA is available. start_method: of the workers; None is the platform's. num_replicas, rank: None
     takes them from the process group. skip_bad_records: a record that cannot be used is replaced by the next one that can, and noted
-    in `Loader.bad_records`; otherwise it is an error. timeout: seconds in which workers must have a batch ready; 0: any time. Raises
-    InputError where the dataset is smaller than one global batch.
+    in `Loader.bad_records`; otherwise it is an error. timeout: seconds in which workers must have a batch ready; 0: any time.
+    partners: the second half of every global batch are further images of the persons in its first half (`Partners`); takes
+    dataset.labels(). Raises InputError where the dataset is smaller than one global batch, and as Partners does.
     """
     sampler = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
     if len(sampler) < batch_size:
         raise InputError(f"batch_size: {batch_size} on each of {sampler.num_replicas} ranks, but the dataset has {len(dataset)} images")
+    if partners:
+        sampler.partners = Partners(dataset.labels(), sampler.num_replicas * batch_size, seed)
     pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
     return Loader(dataset, sampler, batch_size, flip, seed, num_workers, prefetch_factor, pin_memory, start_method, skip_bad_records,
                   timeout)

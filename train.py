@@ -16,7 +16,6 @@ Exit status: 0 done; 75 stopped by a signal, resume=auto goes on; 2 a setting or
 """
 import contextlib
 import logging
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,15 +26,15 @@ from typing import Any
 from utils.cores import oversubscribed, usable_cores, workers  # isort: skip  # ahead of torch
 
 import torch
-import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
-from config_checks import FREE, OF_A_MACHINE, PUBLISHED, checked, complete
+from config_checks import ADDED, FREE, OF_A_MACHINE, PUBLISHED, checked, complete
 from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
 from headers import HEADERS, get_header
+from losses import objective
 from lr_scheduler import PolynomialLRWarmup
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
@@ -43,7 +42,7 @@ from utils.checkpoint import load_weights
 from utils.console import lasting_console
 from utils.distributed import distribute, from_first_rank, locally, process_group, rank, world_size
 from utils.faults.folder import owned
-from utils.faults.guard import StepGuard, poisoned
+from utils.faults.guard import StepGuard
 from utils.faults.launch import alone_among_tasks
 from utils.faults.lockstep import Interrupted
 from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
@@ -79,7 +78,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     with all_or_none():  # files of users, which one machine may have and another lack
         dataset = InMemory(training_set(cfg)) if cfg.in_memory else training_set(cfg)
         loader = get_dataloader(dataset, cfg.batch_size // world_size(), seed=cfg.seed, num_workers=workers(cfg.num_workers),
-                                skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout)
+                                skip_bad_records=cfg.on_bad_record == "skip", timeout=cfg.timeout, partners=cfg.partners)
         network = build_network(cfg).to(device)
     settings = settings_of(cfg, dataset)
     require_agreement({key: value for key, value in {**cfg, **settings}.items() if key not in OF_A_MACHINE})
@@ -95,7 +94,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
 
     # where an earlier start left off, if there was one
     parts = dict(model=network, header=header, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    run = Run(cfg, parts, settings, loader)
+    run = Run(cfg, parts, settings, loader, ADDED)
     guard = StepGuard((network, header), cfg.max_skipped_steps, overflows=fp16, output=cfg.output)
     verification = verification_of(cfg, dataset.image_size, run)
     init_logging(rank(), cfg.output, "training")
@@ -106,7 +105,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
 
     model, classify = distribute(torch.compile(embed) if cfg.compile else embed, cfg.grad_accum_steps), distribute(header)
     forward = under_autocast(model, device, AUTOCAST[precision])
-    loss_of = partial(objective, classify, lambda_=cfg.lambda_, xi=cfg.xi)
+    loss_of = partial(objective, classify, lambda_=cfg.lambda_, xi=cfg.xi, contrast=cfg.contrast, contrast_args=cfg.contrast_args)
     network.train()
     header.train()
     with run:
@@ -140,21 +139,6 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     close(writer)
     LOGGER.info(cpu_line(run.cpu_seconds, run.step))
     LOGGER.info("done: %s", Path(cfg.output) / "model_final.pt")
-
-
-def objective(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, lambda_: float,
-              xi: float) -> tuple[Tensor, Tensor, Tensor]:
-    """cross_entropy(header(e), y) + lambda * mean(max(0, -xi log(||e|| / xi))), that regulariser, and the mean norm ||e||.
-
-    embeddings: [N, D]; labels: int64 [N]. The 1e-24 keeps a zero embedding finite, and its gradient one that lets the norm grow.
-    """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        squares = embeddings.square().sum(1)
-        log_norm = 0.5 * torch.log(squares + 1e-24)
-        regulariser = F.relu(-xi * (log_norm - math.log(xi))).mean() if xi > 0 else squares.new_zeros(())
-        loss = poisoned(F.cross_entropy(classify(embeddings, labels), labels) + lambda_ * regulariser)
-    return loss, regulariser.detach(), squares.detach().sqrt().mean()
 
 
 def backward(model: nn.Module, embed: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
@@ -263,8 +247,8 @@ def settings_of(cfg: EasyDict, dataset: Faces) -> dict:
     arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(settings.pop("backbone_args").items()))
     if arguments:
         settings["backbone"] = f"{cfg.backbone}({arguments})"
-    return settings | dict(header=HEADERS.find(cfg.header).name, header_args=dict(cfg.header_args), num_classes=dataset.num_classes,
-                           num_image=len(dataset), world_size=world_size(), data=dataset.fingerprint())
+    return settings | dict(header=HEADERS.find(cfg.header).name, header_args=dict(cfg.header_args), contrast_args=dict(cfg.contrast_args),
+                           num_classes=dataset.num_classes, num_image=len(dataset), world_size=world_size(), data=dataset.fingerprint())
 
 
 def describe(cfg: EasyDict, run: Run, device: torch.device, precision: str, total_steps: int, network: nn.Module,

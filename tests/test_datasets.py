@@ -18,7 +18,7 @@ from utils.build_dataset import build_rec, main, write_bin
 from utils.images import MAX_PIXELS, decode_image, encode_image, image_size
 from utils.loader import coin
 from utils.recordio import IndexedRecordFile, RecordWriter, import_mxnet, pack, unpack
-from utils.utils_distributed_sampler import DistributedSampler
+from utils.utils_distributed_sampler import DistributedSampler, Partners
 
 FACES = SHARED / "data" / "lfwcrop"
 
@@ -301,6 +301,61 @@ def test_flips_follow_seed_epoch_and_sample():
     first = flipped(seed=1)
     assert first == flipped(seed=1, shuffle=False) and 20 < sum(first.values()) < 77
     assert first != flipped(seed=2) and not any(flipped(flip=False).values())
+
+
+class Labelled(Numbered):
+    """40 images in some order: 20 of person 7, 9 of person 3, 6 of person 12, one each of 0 and 1, three of nobody."""
+
+    def labels(self):
+        return np.random.default_rng(0).permutation([7] * 20 + [3] * 9 + [12] * 6 + [0, 1] + [-1] * 3)
+
+
+def samples(loader, epoch=0, start=0):
+    """[batches, B]: the number of each image."""
+    return np.array(labels_of(loader, epoch, start))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_second_half_of_a_batch_are_partners(world):
+    dataset, batch = Labelled(40), 6 * (world == 3) + 4 * (world < 3)
+    people = dataset.labels()
+    plain = get_dataloader(dataset, batch, seed=1, num_replicas=1, rank=0)
+    loader = get_dataloader(dataset, batch, seed=1, partners=True, num_replicas=1, rank=0)
+    shares = [get_dataloader(dataset, batch // world, seed=1, partners=True, num_replicas=world, rank=rank) for rank in range(world)]
+    for epoch in range(3):
+        before, found = samples(plain, epoch), samples(loader, epoch)
+        assert found.shape == before.shape == (40 // batch, batch) and len(loader) == 40 // batch
+        half = batch // 2
+        assert np.array_equal(found[:, :half], before[:, :half])
+        for one, other in zip(found[:, :half].flat, found[:, half:].flat):
+            alone = people[one] < 0 or (people == people[one]).sum() == 1
+            assert people[other] == people[one] and (other == one) == alone
+        assert np.array_equal(samples(loader, epoch, start=2), found[2:]), "as a resumed run goes on"
+        for rank, share in enumerate(shares):
+            assert np.array_equal(samples(share, epoch), found[:, rank::world])
+
+
+def test_partners_are_keyed_by_seed_epoch_and_sample_and_alike_likely():
+    dataset = Labelled(40)
+    people = dataset.labels()
+
+    def table(seed, epoch, batch_size=4):
+        return Partners(people, batch_size, seed).of_epoch(epoch)
+    assert np.array_equal(table(0, 5), table(0, 5, 10)) and len({tuple(table(*key)) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}) == 4
+    drawn = np.array([table(3, epoch) for epoch in range(4000)])
+    for sample in range(40):
+        others = np.flatnonzero((people == people[sample]) & (np.arange(40) != sample)) if people[sample] >= 0 else []
+        counts = np.bincount(drawn[:, sample], minlength=40)
+        expected = 4000 / max(len(others), 1)
+        assert set(np.flatnonzero(counts)) == set(others if len(others) else [sample])
+        assert np.abs(counts[counts > 0] - expected).max() < 6 * expected**0.5
+    pair = drawn[:, np.flatnonzero(people == 12)[:2]]
+    assert abs(np.corrcoef(pair.T)[0, 1]) < 0.1, "samples draw by themselves"
+
+
+def test_partners_need_an_even_batch():
+    with pytest.raises(InputError, match="batch_size: 9 on all ranks together, expected an even number"):
+        get_dataloader(Labelled(40), 3, partners=True, num_replicas=3, rank=0)
 
 
 def test_coins_are_fair_and_independent():

@@ -93,6 +93,47 @@ def test_two_ranks_adapt_adacos_as_one(tmp_path):
     assert torch.allclose(one, two, rtol=1e-5)
 
 
+FAST = ("backbone=orthonet", "header=arcface", "header_args={'s': 8.0, 'm': 0.1}")
+CONTRAST = (*FAST, "contrast=2", "contrast_args={'s': 8, 'm': 0.2}", "partners=True")
+
+
+@pytest.fixture(scope="module")
+def contrasted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("contrasted")
+    assert run(output, *CONTRAST) == 0
+    return output
+
+
+def test_two_ranks_in_parts_contrast_the_whole_batch_as_one(contrasted, tmp_path):
+    done = torchrun(tmp_path, *CONTRAST, "grad_accum_steps=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = torch.tensor(curve(contrasted)), torch.tensor(curve(tmp_path))
+    assert torch.allclose(one, two, rtol=1e-4, atol=2e-4) and len(two) == 6
+    for key, value in weights(contrasted).items():
+        assert (value - weights(tmp_path)[key]).norm() <= 2e-3 * value.norm(), key
+
+
+def test_the_log_shows_the_whole_loss(contrasted, tmp_path):
+    assert run(tmp_path, *CONTRAST, "contrast=0") == 0
+    first, without = curve(contrasted)[0], curve(tmp_path)[0]
+    assert first[0] > without[0] + 2 and first[4:] == without[4:]
+
+
+def test_states_from_before_a_setting_go_on_without_it(contrasted, tmp_path, capsys):
+    assert run(tmp_path, *FAST, "save_steps=3") == 0
+    state = torch.load(tmp_path / "state_00000003.pt", weights_only=True)
+    for key in ("contrast", "contrast_args", "partners"):
+        del state["settings"][key]
+    (tmp_path / "old").mkdir()
+    torch.save(state, tmp_path / "old" / "state_00000003.pt")
+    assert run(tmp_path / "old", "resume=auto", *CONTRAST) == 2
+    assert "contrast was 0.0 and is 2.0" in capsys.readouterr().err
+    assert run(tmp_path / "old", *FAST, "resume=auto") == 0
+    for key, value in weights(tmp_path).items():
+        assert torch.equal(value, weights(tmp_path / "old")[key]), key
+    assert run(contrasted, *CONTRAST, "contrast=0", "resume=auto") == 2 and "contrast was 2.0 and is 0.0" in capsys.readouterr().err
+
+
 class Interrupted(Exception):
     pass
 
@@ -163,7 +204,9 @@ def test_iresnets_are_fed_twice_the_pixels_and_ir_50_is_not():
     (["header_args={'margin': 1}"], "header_args"), (["header_args={'name': 1}"], "header_args={'name': 1}: "),
     (["header_args={'run_seed': 1}"], "run_seed"), (["header_args={'num_classes': 1}"], "num_classes"),
     (["header_args={'s': 'x'}"], "s='x', expected float"), (["header=AcrFace"], "did you mean 'arcface'"),
-    (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
+    (["contrast=-1"], "not negative"), (["contrast_args={'s': 10.0}"], "contrast_args={'s': 10.0}: expected"),
+    (["contrast_args={'s': 0, 'm': 0.1}"], "positive"), (["contrast_args={'s': 1, 'm': '1'}"], "finite"), (["contrast_args={'s': 1, 'm': 1, 't': 1}"], "finite"),
+    (["partners=True", "batch_size=7"], "batch_size: 7 on all ranks together, expected an even number"), (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
 def test_bad_settings_end_at_once_in_one_line(tmp_path, capsys, arguments, message):
     assert run(tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err.strip()

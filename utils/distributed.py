@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import InputError
@@ -37,6 +38,28 @@ def all_gather_interleaved(values: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def all_gather_with_gradient(values: torch.Tensor) -> torch.Tensor:
+    """As `all_gather_interleaved`, with a gradient: each rank gets the sum over all ranks of the gradients of its own rows.
+
+    All ranks take part in the backward pass. DDP averages over ranks, so the gradient of the parameters is that of the mean over ranks of
+    what they computed from the rows.
+    """
+    return values if world_size() == 1 else _Gathered.apply(values)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return all_gather_interleaved(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[rank()::world_size()]
 
 
 def barrier() -> None:

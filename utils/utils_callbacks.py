@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,13 +135,13 @@ class CallBackCheckpoint:
             for path in self.states()[self.keep:]:
                 path.unlink(missing_ok=True)
 
-    def restore(self, wanted: str | None, changed: bool = False) -> dict:
+    def restore(self, wanted: str | None, changed: bool = False, lacking: Mapping[str, Any] = MappingProxyType({})) -> dict:
         """Put every part back as a state has it and return the progress saved with it; {} for a fresh run.
 
         wanted: None (a fresh run), "auto" (the newest whole state in the output folder, if there are any) or the path of a state. All
-        ranks take the one that rank 0 chooses. changed: go on although settings differ; the run's own then hold. Raises InputError for
-        a fresh run where there are states, for files that are no full state, and for one of a run with other settings (all
-        differences are named).
+        ranks take the one that rank 0 chooses. changed: go on although settings differ; the run's own then hold. lacking: settings
+        that older states do not name, with what they were then. Raises InputError for a fresh run where there are states, for files that
+        are no full state, and for one of a run with other settings (all differences are named).
         """
         there = self.states()
         chosen = from_first_rank(lambda: self._choose(wanted))
@@ -154,7 +155,7 @@ class CallBackCheckpoint:
         if not isinstance(state, dict) or set(state) != expected or not _is_in_order(state):
             raise InputError(f"{chosen}: not a full training state, but perhaps weights, which init_weights= takes; "
                              f"expected {', '.join(sorted(expected))}")
-        saved = state["settings"]
+        saved = {**lacking, **state["settings"]}
         different = [f"{key} was {repr(saved.get(key))[:200]} and is {value!r}" for key, value in self.settings.items()
                      if saved.get(key) != value]
         if different and not changed:

@@ -3,6 +3,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -28,18 +29,19 @@ class Run:
                 ...
                 run.save_state()
 
-    cfg: num_epoch, output, keep_states, resume, resume_changed and max_bad_records are used (see config.py). parts, settings: as
-    CallBackCheckpoint takes them. progress: what a state keeps beside the parts, "step", "highest" (the best accuracies by target) and
-    "cpu_seconds" (of this process, all its threads, from where a batch is asked for to `advance`: without loading processes, verification
-    and saving).
+    cfg: num_epoch, output, keep_states, resume, resume_changed and max_bad_records are used (see config.py). parts, settings,
+    lacking: as CallBackCheckpoint and its `restore` take them. progress: what a state keeps beside the parts, "step", "highest" (the best
+    accuracies by target) and "cpu_seconds" (of this process, all its threads, from where a batch is asked for to `advance`: without loading
+    processes, verification and saving).
     Where the loop raises Interrupted, DataError or RunError, which all ranks do at the same step, the state of that step is saved
     before the error goes on. Raises InputError for a state that cannot be used.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any], loader: Loader) -> None:
+    def __init__(self, cfg: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any], loader: Loader,
+                 lacking: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.loader, self.epochs, self.max_bad_records = loader, cfg["num_epoch"], cfg["max_bad_records"]
         self.checkpoints = CallBackCheckpoint(cfg["output"], parts, settings, cfg["keep_states"])
-        restored = self.checkpoints.restore(cfg["resume"], cfg["resume_changed"])
+        restored = self.checkpoints.restore(cfg["resume"], cfg["resume_changed"], lacking)
         self.progress: dict[str, Any] = {"step": 0, "highest": {}, "cpu_seconds": 0.0, **restored}
 
     @property
