@@ -17,6 +17,7 @@ config.on_bad_record = "error"      # or "skip": the next one stands in for a re
 config.max_bad_records = 1000       # more than these, of all processes together, end the run
 config.in_memory = False            # decode all images once, at the start, and keep them: H * W * 3 bytes for each
 config.partners = False             # the second half of a batch: another image of each person in the first half, chosen anew every epoch
+config.jitter = 0.0                 # 1: images are turned by up to 0.12 rad, zoomed by up to 8 % and moved by up to 3 %; 2: twice as much
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header

@@ -29,6 +29,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
+from augmentation import jittered
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
 from config_checks import ADDED, FREE, OF_A_MACHINE, PUBLISHED, checked, complete
@@ -112,6 +113,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
         for epoch, images, labels in run.batches():
             # channels last, as the loader stacks them: faster convolutions on both kinds of device
             images = to_float(images, device, memory_format=torch.channels_last)
+            images = jittered(images, cfg.jitter, cfg.seed, run.step)
             labels = labels.to(device, non_blocking=True)
             header.step = run.step  # random margins are keyed by the step, so that a resumed run draws the same ones
             guard.begin(images, labels)
