@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import singledispatch
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -234,7 +234,7 @@ def get_dataloader(dataset: Dataset, batch_size: int, seed: int = 0, num_workers
     if len(sampler) < batch_size:
         raise InputError(f"batch_size: {batch_size} on each of {sampler.num_replicas} ranks, but the dataset has {len(dataset)} images")
     if partners:
-        sampler.partners = Partners(dataset.labels(), sampler.num_replicas * batch_size, seed)
+        sampler.partners = Partners(cast(Faces, dataset).labels(), sampler.num_replicas * batch_size, seed)
     pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
     return Loader(dataset, sampler, batch_size, flip, seed, num_workers, prefetch_factor, pin_memory, start_method, skip_bad_records,
                   timeout)

@@ -87,6 +87,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "xi_5": Row("xi = 5", {**_orthonet(), "xi": 5.0}, 30),
         "contrast": Row("contrastive loss, partners", {**_orthonet(), **CONTRAST, "batch_size": 64}, 30),
         "contrast_128": Row("contrastive loss, partners, batch 128", {**_orthonet(), **CONTRAST}, 36),
+        "jitter": Row("images turned, zoomed and moved a little", {**_orthonet(), "jitter": 0.4}, 26),
         "s_16": Row("s = 16, m = 0.2", {**_orthonet(), "header_args": {"s": 16.0, "m": 0.2}}, 30),
         "length_0.7": Row("margin in length 0.7", _header("naive", s=8.0, m=0.7), 30),
         "length_1.4": Row("margin in length 1.4", _header("naive", s=8.0, m=1.4), 30),
