@@ -130,7 +130,8 @@ def test_a_small_file_is_no_large_network(tmp_path):
         state = get_backbone("orthonet", **arguments).state_dict()
     numbers = torch.zeros(2**16)
     small = get_backbone("orthonet", **{**arguments, "channels": [16], "depth": [1]})
-    for name, values, said in (("shared", state, arguments), ("image", small.state_dict(), {**small.built_as[1], "image": 4096, "size": 2048})):
+    large = {**small.built_as[1], "image": 4096, "size": 2048}
+    for name, values, said in (("shared", state, arguments), ("image", small.state_dict(), large)):
         content = type(state)((key, numbers[:value.numel()].view(value.shape)) for key, value in values.items())
         content._metadata = {"": {"network": {"name": "orthonet", "arguments": said}}}
         checkpoint.save(tmp_path / f"{name}.pt", content)

@@ -114,8 +114,9 @@ def test_a_table_that_changed_leaves_out_what_was_made_before(faces, monkeypatch
 def test_results_of_other_faces_are_in_no_table(faces, of):
     assert run("runs=tiny,lengths", "flips=none") == 0
     folder = faces / "out/recipe/tiny_0"
-    file, key = {"data": (folder / "train/complete.json", "data"), "bin_sha256": (folder / "some/flip_none_far0.4/summary.json", "bin_sha256"),
-                 "midpoint": (folder / "some/midpoint.json", "code_sha256")}[of]
+    file, key = {"data": ("train/complete.json", "data"), "bin_sha256": ("some/flip_none_far0.4/summary.json", "bin_sha256"),
+                 "midpoint": ("some/midpoint.json", "code_sha256")}[of]
+    file = folder / file
     file.write_text(json.dumps({**json.loads(file.read_text()), key: "0" * 64}))
     assert run("runs=lengths", "flips=none") == 0
     assert [row["Model"] for row in lines(faces / "out/recipe")] == ["lengths"]
