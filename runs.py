@@ -37,7 +37,7 @@ def trained(settings: Mapping[str, Any], data: str, folder: Path, **free: Any) -
     what is computed. A network that is fitted, and not trained, is: of its settings the seed matters. Ends the process with the exit
     status of train.py where that is not 0. Raises InputError where the folder has a network of other settings or data.
     """
-    asked = {**what_matters(settings), "data": train.get_dataset(data).fingerprint()}
+    asked = {**what_matters(settings), "data": fingerprint(data)}
     stamp = folder / STAMP
     if stamp.exists():
         refuse_other_settings(stamp, asked)
@@ -45,6 +45,11 @@ def trained(settings: Mapping[str, Any], data: str, folder: Path, **free: Any) -
     seconds = _fitted(settings, data, folder) if settings["backbone"] == lda.NETWORK else _trained(settings, data, folder, free)
     write_json(stamp, {**asked, "cpu_seconds": seconds})
     return read_json(stamp)
+
+
+def fingerprint(data: str) -> str:
+    """That of the images of `data`, as a stamp has it."""
+    return train.get_dataset(data).fingerprint()
 
 
 def what_matters(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ them, and are written after each. `logs=FOLDER` also copies the training logs, s
 """
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,12 +232,13 @@ def midpoint(model: Model, path: Path, bin_sha256: str, file: Path, limit: int, 
 
 
 def collected(cfg: EasyDict, bins: Sequence[Path], output: Path) -> Table:
-    """A row for each run of the table that is complete, .bin file and flip; runs of other settings, and results of other code, are not in
-    it.
+    """A row for each run of the table that is complete, .bin file and flip; runs of other settings or data, and results of other code or
+    .bin files, are not in it.
     """
     labels = [Column(title, digits=None) for title in ("Model", "Dataset", "Flip", "Seeds", "Epochs", "Seed")]
     rows = []
-    complete = [run for run in all_runs(cfg, list(TABLES[cfg.table])) if is_complete(cfg, run, bins, output / run.folder)]
+    data, hashes = runs.fingerprint(cfg.data), {path: sha256(path) for path in bins}
+    complete = [run for run in all_runs(cfg, list(TABLES[cfg.table])) if is_complete(cfg, run, data, hashes, output / run.folder)]
     seeds = {run.name: sum(other.name == run.name for other in complete) for run in complete}
     for path in bins:
         for flip in cfg.flips:
@@ -251,16 +252,22 @@ def _epochs(cfg: EasyDict, run: Run) -> int:
     return settings_of(cfg, run)["num_epoch"] if run.row.epochs else 0
 
 
-def is_complete(cfg: EasyDict, run: Run, bins: Sequence[Path], folder: Path) -> bool:
-    """Whether a run has been trained with the settings that the table has now, and evaluated by the code that there is now."""
-    stamp = folder / "train" / runs.STAMP
-    found: Any = read_json(stamp) if stamp.exists() else {}
-    if {key: found[key] for key in found if key not in ("data", "cpu_seconds")} != runs.what_matters(settings_of(cfg, run)):
+def is_complete(cfg: EasyDict, run: Run, data: str, hashes: Mapping[Path, str], folder: Path) -> bool:
+    """Whether a run has been trained with the settings that the table has now on the images with the fingerprint `data`, and evaluated by
+    the code that there is now on the .bin files with these SHA-256.
+    """
+    if not _has(folder / "train" / runs.STAMP, {**runs.what_matters(settings_of(cfg, run)), "data": data}, further=("cpu_seconds",)):
         return False
-    summaries = [place_of(cfg, folder, path, flip) / results.SUMMARY for path in bins for flip in cfg.flips]
     code = provenance.code_sha256(run.row.settings["backbone"])
-    return all(file.exists() and read_json(file)["code_sha256"] == code for file in summaries) \
-        and all((folder / path.stem / MIDPOINT).exists() for path in bins)
+    return all(_has(file, {"code_sha256": code, "bin_sha256": bin_sha256, **more}) for path, bin_sha256 in hashes.items()
+               for file, more in ((folder / path.stem / MIDPOINT, {"limit": cfg.limit}),
+                                  *((place_of(cfg, folder, path, flip) / results.SUMMARY, {}) for flip in cfg.flips)))
+
+
+def _has(file: Path, expected: Mapping[str, Any], further: Sequence[str] | None = None) -> bool:
+    """Whether a JSON file is there and says what is expected; with `further`, and has no other keys than these besides."""
+    found: Any = read_json(file) if file.exists() else {}
+    return {key: found.get(key) for key in expected} == expected and (further is None or found.keys() <= {*expected, *further})
 
 
 def figures(folder: Path, place: Path) -> list[float | None]:

@@ -24,6 +24,7 @@ __all__ = ["BACKBONES", "DividedOutput", "FlipAveraged", "ScaledInput", "adversa
            "embedding_size", "get_backbone", "image_size", "input_scale", "is_lipschitz", "lipschitz_bound", "load_network", "naming",
            "register", "stored_network"]
 MOST_SAID = 2**14  # the sum of all whole numbers among the arguments that a file says its network has
+ALWAYS_ROOM = 2**20  # numbers of such a network, where its file has fewer bytes
 MAX_FACE = 2**18  # pixels; the largest networks here take 112 x 112, and activations have 64 channels
 
 
@@ -165,6 +166,9 @@ def _said_arguments(name: str, stored: Stored, given: Mapping[str, Any]) -> Mapp
                 sketch = get_backbone(name, **{**arguments, **given})
         except Exception as error:  # whatever a constructor raises for what it cannot use
             raise InputError(f"holds {_call(said, arguments)}, which cannot be made: {error}") from error
+        numbers, room = sum(value.numel() for value in (*sketch.parameters(), *sketch.buffers())), os.stat(stored.path).st_size
+        if numbers > max(room, ALWAYS_ROOM):  # tensors of a file may share their numbers, and some are in no file
+            raise InputError(f"holds {_call(said, arguments)}, a network of {numbers} numbers, in {room} bytes")
     fitting(sketch, stored)
     return arguments
 

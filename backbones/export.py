@@ -25,6 +25,7 @@ from utils import InputError, checkpoint, one_line
 from utils.console import lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, with_homes
+from utils.modes import evaluating
 from utils.remarks import warnings_as_lines
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
@@ -37,7 +38,9 @@ def fold(network: nn.Module) -> nn.Module:
 
     Raises InputError for a layer whose `forward` is not the one that its folded form was written for.
     """
-    return copy.deepcopy(network, folded_layers(network)).eval().requires_grad_(False)
+    with evaluating(network):  # layers may have other weights in training, of which nothing is proven
+        plain = folded_layers(network)
+    return copy.deepcopy(network, plain).eval().requires_grad_(False)
 
 
 def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Sequence[int]) -> None:

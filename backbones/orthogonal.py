@@ -202,7 +202,7 @@ class Lowpass(nn.Module):
         if not 1 <= size <= min(height, width):
             raise ValueError(f"size is {size}: expected 1 to {min(height, width)} for images of {height} x {width}")
         for name, length in (("rows", height), ("columns", width)):
-            self.register_buffer(name, (_cosines(size).T @ _cosines(length)[:size]).float(), persistent=False)
+            self.register_buffer(name, (_cosines(size, size).T @ _cosines(size, length)).float(), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[-2:] != (self.rows.shape[1], self.columns.shape[1]):
@@ -222,7 +222,7 @@ class Lowpass(nn.Module):
         return f"{len(self.rows)}, {self.rows.shape[1]}, {self.columns.shape[1]}"
 
 
-def _cosines(length: int) -> Tensor:
-    """D [length, length] in float64: D_ki = sqrt(2 / n) cos(pi k (i + 1/2) / n), the first row divided by sqrt 2."""
-    k, i = torch.arange(length, dtype=torch.float64)[:, None], torch.arange(length, dtype=torch.float64)
+def _cosines(count: int, length: int) -> Tensor:
+    """The first rows of D, [count, length] in float64: D_ki = sqrt(2 / n) cos(pi k (i + 1/2) / n), row 0 divided by sqrt 2; n = length."""
+    k, i = torch.arange(count, dtype=torch.float64)[:, None], torch.arange(length, dtype=torch.float64)
     return torch.cos(math.pi * k * (i + 0.5) / length) * torch.where(k == 0, math.sqrt(1 / length), math.sqrt(2 / length))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.norms import fingerprint, float64, norm_bound, remembered
-from backbones.proof import UNDERFLOW, UP, UP_LITTLE, gamma, norm_of_magnitudes
+from backbones.proof import UNDERFLOW, UNIT, UP, UP_LITTLE, gamma, norm_of_magnitudes
 
 _PART = 64  # frequencies at a time
 
@@ -55,15 +55,16 @@ def _grid_bound(v: Tensor, guess: float) -> float:
         return math.nan
     if not v.any():
         return 0.0
-    loss, error = grid_loss(v.shape[-1]), 0.0
-    level = (guess * loss) ** 2
+    scale = 2.0 ** (math.frexp(v.abs().amax().item())[1] - 1)  # a power of two, so that no square overflows or vanishes
+    v, loss, error = v / scale, grid_loss(v.shape[-1]), 0.0
+    level = min(guess / scale * loss, 1e100) ** 2
     for values in _spectrum(v).split(_PART):
         values = values if len(v) <= v.shape[1] else values.mH
         level, residual = _level(values @ values.mH, level)
         error = max(error, residual + gamma(4 * values.shape[2] + 4) * _largest_square(values))
     # phases are products of two roots, each off by n 2^-50, and there are k^2 of them to be added
     off = (grid_size(v.shape[-1]) * 2.0**-48 + gamma(2 * v[0, 0].numel() + 4)) * norm_of_magnitudes(v.abs().sum((2, 3)))
-    return (math.sqrt((level + error) * UP_LITTLE + UNDERFLOW) + off) / loss * UP_LITTLE
+    return (math.sqrt((level + error) * UP_LITTLE + UNDERFLOW) + off) / loss * scale * UP_LITTLE
 
 
 def _level(grams: Tensor, least: float) -> "tuple[float, float]":
@@ -81,7 +82,7 @@ def _level(grams: Tensor, least: float) -> "tuple[float, float]":
             # each entry is off by gamma_4C of |L| |L*|, and what it is taken from is rounded twice
             sizes = _largest_square(lower) + level * math.sqrt(count) + math.sqrt(_largest_square(grams))
             return level, (math.sqrt(_largest_square(residual)) + gamma(4 * count + 4) * sizes) * UP
-        estimate = _largest_eigenvalue(grams) if math.isnan(estimate) else estimate
+        estimate = max(_largest_eigenvalue(grams), UNIT) if math.isnan(estimate) else estimate  # 0 where a kernel ends low frequencies
         level, share = max(least, estimate * (1 + share)), 2 * share
     return math.nan, math.nan
 

@@ -123,6 +123,22 @@ def test_what_a_hostile_file_says_takes_no_memory(tmp_path, said, words):
     assert len(made) <= 1, "at most a sketch without memory"
 
 
+def test_a_small_file_is_no_large_network(tmp_path):
+    """Neither where all of its tensors are the same numbers, nor by arguments of which nothing is in the file."""
+    arguments = {"size": 8, "unshuffle": 2, "channels": [256], "depth": [20], "emb_size": 8}
+    with torch.device("meta"):
+        state = get_backbone("orthonet", **arguments).state_dict()
+    numbers = torch.zeros(2**16)
+    small = get_backbone("orthonet", **{**arguments, "channels": [16], "depth": [1]})
+    large = {**small.built_as[1], "image": 4096, "size": 2048}
+    for name, values, said in (("shared", state, arguments), ("image", small.state_dict(), large)):
+        content = type(state)((key, numbers[:value.numel()].view(value.shape)) for key, value in values.items())
+        content._metadata = {"": {"network": {"name": "orthonet", "arguments": said}}}
+        checkpoint.save(tmp_path / f"{name}.pt", content)
+        with pytest.raises(InputError, match=rf"{name}.pt: holds orthonet\(.*a network of \d+ numbers, in \d+ bytes"):
+            stored_network("orthonet", tmp_path / f"{name}.pt")
+
+
 def test_outside_networks_that_are_not_registered_take_no_arguments_from_files(tmp_path, monkeypatch):
     (tmp_path / "outer.py").write_text("from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, width=4):\n"
                                        "        super().__init__(nn.Linear(3, width))\n")

@@ -110,6 +110,18 @@ def test_a_table_that_changed_leaves_out_what_was_made_before(faces, monkeypatch
     assert json.loads(summary.read_text())["code_sha256"] != "0" * 64, "made again: it is not of this code"
 
 
+@pytest.mark.parametrize("of", ["data", "bin_sha256", "midpoint"])
+def test_results_of_other_faces_are_in_no_table(faces, of):
+    assert run("runs=tiny,lengths", "flips=none") == 0
+    folder = faces / "out/recipe/tiny_0"
+    file, key = {"data": ("train/complete.json", "data"), "bin_sha256": ("some/flip_none_far0.4/summary.json", "bin_sha256"),
+                 "midpoint": ("some/midpoint.json", "code_sha256")}[of]
+    file = folder / file
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: "0" * 64}))
+    assert run("runs=lengths", "flips=none") == 0
+    assert [row["Model"] for row in lines(faces / "out/recipe")] == ["lengths"]
+
+
 def test_lda_is_fitted_with_the_seed_alone(faces, monkeypatch):
     seen = []
 

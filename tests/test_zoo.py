@@ -106,6 +106,20 @@ def test_the_bound_at_hostile_scales(scale):
     assert true_norm(rows) <= spectral_bound(rows) <= 1.03 * true_norm(rows)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_the_bound_ends_where_squares_overflow_or_vanish(scale):
+    weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
+    for guess in (0.0, 1.0):
+        bound = spectral_bound(weight * scale, guess)
+        assert true_norm(weight) * scale * (1 - 1e-12) <= bound <= max(1.025 * true_norm(weight) * scale, 1.0001 * guess)
+
+
+def test_the_bound_ends_where_a_kernel_is_zero_at_all_frequencies_of_a_part():
+    weight = torch.zeros(2, 2, 17, 17)  # 0 where the first frequency is, which the first part of the grid has alone
+    weight[:, :, 0], weight[:, :, 1] = 1.0, -1.0
+    assert true_norm(weight) <= spectral_bound(weight) <= 1.03 * true_norm(weight)
+
+
 def test_the_bound_of_nothing_of_a_matrix_and_of_no_numbers():
     assert spectral_bound(torch.zeros(3, 3, 3, 3)) == 0 and spectral_bound(torch.zeros(3, 3, 3, 3), 1.0) == 0
     matrix = torch.randn(4, 3, 1, 1)
@@ -440,6 +454,18 @@ def test_export(name, tmp_path):
     plain = fold(chains()[name])
     plain.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
     assert torch.allclose(plain(z), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cpl", "cayley", "bro"])
+def test_what_is_folded_in_training_is_the_network_of_eval_mode(name):
+    network, z = random_(chains()[name]).train(), torch.randn(3, 4, 4, 4)
+    if name == "cpl":
+        network[0].directions.normal_()  # a power iteration that is far from its end
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    plain = fold(network)
+    assert network.training and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert lipschitz_bound(plain, (4, 4, 4)) == lipschitz_bound(network, (4, 4, 4)) <= 1 + 1e-5
+    assert torch.allclose(plain(z), network.eval()(z), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["aol", "cayley"])
