@@ -292,12 +292,11 @@ def write(cfg: EasyDict, bins: Sequence[Path], output: Path) -> None:
 
 
 def publish(cfg: EasyDict, run: Run, output: Path, logs: Path) -> None:
-    """Copy the log and summaries of a run as ablation.py does, under {table}_{row}_{seed}, and the results of the table."""
-    group = f"study/{cfg.table}"
-    runs.publish(output / run.folder, f"{cfg.table}_{run.folder}", logs, group)
+    """Copy the log and summaries of a run as ablation.py does, and the results of the table, into study/{table}."""
+    place = logs / "study" / cfg.table
+    runs.publish(output / run.folder, run.folder, place, "")
     for name in ("results.md", "results.csv"):
-        (logs / group).mkdir(parents=True, exist_ok=True)
-        with atomic_write(logs / group / name) as file:
+        with atomic_write(place / name) as file:
             file.write((output / name).read_text())
 
 

@@ -75,8 +75,8 @@ def test_rows_seeds_and_what_each_took(faces, capsys):
     tars = [float(row["TAR"]) for row in rows if row["Model"] == "tiny net" and row["Flip"] == "none"]
     assert f"| tiny net | some | none | 2 | 2 | {sum(tars) / 2:.2f} [{min(tars):.2f}, {max(tars):.2f}] |" in report
     assert "violations" not in report and "Seed |" not in report and "tiny net" in capsys.readouterr().out
-    assert (faces / "logs/training_recipe_args_1.log").exists() and (faces / "logs/study/recipe/results.md").read_text() == report
-    assert (faces / "logs/study/recipe/recipe_args_1/some/flip_average_far0.4.json").exists()
+    assert (faces / "logs/study/recipe/training_args_1.log").exists() and (faces / "logs/study/recipe/results.md").read_text() == report
+    assert (faces / "logs/study/recipe/args_1/some/flip_average_far0.4.json").exists()
     assert not list(out.glob("*/train/state_*.pt"))
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*/*/**/*") if path.suffix in (".pt", ".csv", ".json")}
