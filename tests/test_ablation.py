@@ -132,7 +132,7 @@ def test_controls_stand_beside_the_networks(faces, monkeypatch, capsys):
     stamps = {name: json.loads((faces / f"out/{name}/train/complete.json").read_text()) for name in ("xi1", "lda")}
     assert stamps["lda"].keys() == {"backbone", "seed", "data", "cpu_seconds"} and stamps["xi1"]["cpu_seconds"] > 0
     assert row["Run"] == "xi1" and row["CPU seconds"] == f"{stamps['xi1']['cpu_seconds']:.0f}"
-    assert f"{stamps['xi1']['cpu_seconds']:.1f} CPU seconds in 6 steps" in (faces / "logs/training_xi1.log").read_text()
+    assert f"{stamps['xi1']['cpu_seconds']:.2f} CPU seconds in 6 steps" in (faces / "logs/training_xi1.log").read_text()
     assert [row["Model"] for row in rows_of(report, "## some: strict protocol, FAR 0.5")[:2]] == ["SLL, xi = 1", "LDA"]
     assert (faces / "logs/ablation/lda/some/strict_far0.5.json").exists() and not (faces / "logs/training_lda.log").exists()
     assert {"linear", "lda", "net"} < set(ablation.RUNS) and ablation.RUNS["linear"].settings["backbone"] == "linear_map"

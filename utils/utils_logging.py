@@ -164,12 +164,12 @@ def speed_line(speed: float, loss: float, learning_rate: float, epoch: int, step
 
 def cpu_line(seconds: float, steps: int) -> str:
     """The log line of what a run has cost."""
-    return f"{seconds:.1f} CPU seconds in {steps} steps, without loading processes, verification and saving"
+    return f"{seconds:.2f} CPU seconds in {steps} steps, without loading processes, verification and saving"
 
 
 def read_cpu_seconds(path: str | Path) -> float | None:
     """What the last `cpu_line` of a training log says; None without one. Raises InputError where the file cannot be read."""
-    found = re.findall(rb"-(\d{1,18}\.\d) CPU seconds in \d{1,18} steps,", _log(path))
+    found = re.findall(rb"-(\d{1,18}\.\d{1,2}) CPU seconds in \d{1,18} steps,", _log(path))
     return float(found[-1]) if found else None
 
 
