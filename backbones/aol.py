@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.custom_layers import _finite, _promised, row_quotients
+from backbones.custom_layers import finite, promised, row_quotients
 from backbones.kept import Pair, Rescaled
 from backbones.norms import norm_bound
 from backbones.proof import UP, Shape, State, multiplied, norm_of_magnitudes
@@ -51,7 +51,7 @@ class AOLConv2d(Rescaled):
         if weight.is_meta:
             return weight, bias
         transposed, _ = rescaled(weight.transpose(0, 1), None, weight.new_zeros(weight.shape[1]))
-        return transposed.transpose(0, 1).contiguous(), bias.view(-1)  # RescaledOnce wants no parameters
+        return transposed.transpose(0, 1).contiguous(), bias
 
     def forward(self, z: Tensor) -> Tensor:
         weight, bias = self.rescaled()
@@ -63,7 +63,7 @@ class AOLConv2d(Rescaled):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         """Raises InputError where ||V|| may be above 1 by more than rounding: the rescaling has not kept its promise."""
-        return _promised(self.folded())
+        return promised(self.folded())
 
     def extra_repr(self) -> str:
         cout, cin, k, _ = self.weight.shape
@@ -88,7 +88,7 @@ class FoldedAOLConv2d(nn.Module):
         """At least ||V||, as an operator on images of any size: V^T has the same norm with its taps in either order. Raises InputError for
         values that are not finite.
         """
-        transposed = _finite(self.weight).transpose(0, 1)
+        transposed = finite(self.weight).transpose(0, 1)
         return min(norm_bound(transposed, self.root), spectral_bound(transposed))
 
     @staticmethod

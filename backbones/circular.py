@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from backbones.custom_layers import _promised
+from backbones.custom_layers import promised
 from backbones.kept import Pair, Rescaled, mode
 from backbones.proof import UP, Shape, State, gamma, multiplied, norm_of_magnitudes
 from backbones.rescaling import at_least_float32
@@ -58,7 +58,7 @@ class _Orthogonal(Rescaled):
         with torch.autocast(weight.device.type, enabled=False):
             full = at_least_float32(weight) if training or weight.device.type == "mps" else weight.double()
             matrices = self.unitary(_spectrum(full, self.size))
-            return torch.cat((matrices.real, matrices.imag), 1).to(weight.dtype), bias.view(-1)  # RescaledOnce wants no parameters
+            return torch.cat((matrices.real, matrices.imag), 1).to(weight.dtype), bias
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[-2:] != self.size:
@@ -73,7 +73,7 @@ class _Orthogonal(Rescaled):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         """Raises InputError where the matrices may be further from unitary than by rounding."""
-        return _promised(self.folded())
+        return promised(self.folded())
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, size={self.size}, kernel_size={self.weight.shape[-1]}"

@@ -135,7 +135,7 @@ class SLLConv2d(_SLL):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         """Raises InputError where ||V|| may be above 1 by more than rounding: the rescaling has not kept its promise."""
-        return _promised(self.folded())
+        return promised(self.folded())
 
     def extra_repr(self) -> str:
         inner, cin, k, _ = self.weight.shape
@@ -161,7 +161,7 @@ class FoldedSLLConv2d(nn.Module):
 
     def norm(self) -> float:
         """At least ||V||, as an operator on images of any size. Raises InputError for values that are not finite."""
-        return norm_bound(_finite(self.weight), self.root, self.power)
+        return norm_bound(finite(self.weight), self.root, self.power)
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return self.constant_of(self.norm())
@@ -227,7 +227,7 @@ class SLLLinear(_SLL):
 
     def proven_lipschitz(self, shape: Shape) -> float:
         """Raises InputError where ||V|| may be above 1 by more than rounding: the rescaling has not kept its promise."""
-        return _promised(self.folded())
+        return promised(self.folded())
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}{self._extra()}"
@@ -238,7 +238,7 @@ class PlainLinear(nn.Linear):
 
     def norm(self) -> float:
         """At least ||V||. Raises InputError for values that are not finite."""
-        return norm_bound(_finite(self.weight))
+        return norm_bound(finite(self.weight))
 
     def proven_lipschitz(self, shape: Shape) -> float:
         return self.norm()
@@ -272,13 +272,15 @@ def row_quotients(v: Tensor, w: Tensor) -> Tensor:
     return largest[0] / largest[1]
 
 
-def _finite(weight: Tensor) -> Tensor:
+def finite(weight: Tensor) -> Tensor:
+    """The weights themselves. Raises InputError unless all are finite."""
     if not weight.isfinite().all():
         raise InputError("the rescaled weights are not finite")
     return weight
 
 
-def _promised(plain: "FoldedSLLConv2d | FoldedSLLLinear") -> float:
+def promised(plain: "FoldedSLLConv2d | FoldedSLLLinear") -> float:
+    """The constant of a layer that was rescaled. Raises InputError where ||V|| may be above 1 by more than rounding."""
     norm = plain.norm()
     constant = plain.constant_of(norm)
     if not norm <= 1 + TOLERANCE:

@@ -120,7 +120,8 @@ class RescaledOnce:
 
     def __enter__(self) -> "RescaledOnce":
         with torch.enable_grad():
-            self.live = [layer.fresh() for layer in self.layers]
+            # no leaves: a parameter that is used as it is would keep the hook of `last` for all steps to come
+            self.live = [tuple(None if value is None else value.view_as(value) for value in layer.fresh()) for layer in self.layers]
         for layer, live in zip(self.layers, self.live):
             layer._shared = tuple(None if value is None else value.detach().requires_grad_() for value in live)
         for module in self.observing:

@@ -100,7 +100,6 @@ class OrthogonalMixing(Rescaled):
 
     def compute(self, weight: Tensor, base: Tensor, bias: Tensor | None) -> Pair:
         """Q and b."""
-        bias = None if bias is None else bias.view_as(bias)  # no leaf: `RescaledOnce` hangs a hook of one step on it
         if weight.is_meta:  # shapes are all there is
             return base, bias
         with torch.autocast(weight.device.type, enabled=False):
@@ -159,7 +158,6 @@ class SpectralLinear(Rescaled):
 
     def compute(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """W / sigma and b."""
-        bias = None if bias is None else bias.view_as(bias)  # no leaf, as above
         if weight.is_meta:
             return weight, bias
         with torch.autocast(weight.device.type, enabled=False):
