@@ -15,7 +15,7 @@ from backbones.sllnet import dense_in_full
 class OrthoNet(nn.Module):
     """[N, 3, image, image] with pixels in [-0.5, 0.5] -> embeddings [N, emb_size], 1-Lipschitz in l2.
 
-    An image is reduced to its lowest size x size frequencies (`Lowpass`; faces that were enlarged to 112 pixels have no others), and its
+    An image is reduced to its lowest size x size frequencies (`Lowpass`; they hold what moves a 1-Lipschitz network most), and its
     colours to mean 0; PixelUnshuffle(unshuffle) makes channels of blocks of pixels. Then stages of `depth[i]` blocks with `channels[i]`
     channels, a Haar transform between them, which halves the height and width. A block is
 
@@ -29,7 +29,7 @@ class OrthoNet(nn.Module):
     Any number of stages. Raises ValueError where channels and depth differ in length, size cannot be divided, or channels are too few.
     """
 
-    def __init__(self, size: int = 32, unshuffle: int = 4, channels: Sequence[int] = (64, 128), depth: Sequence[int] = (4, 4),
+    def __init__(self, size: int = 16, unshuffle: int = 2, channels: Sequence[int] = (128,), depth: Sequence[int] = (4,),
                  share: float = 0.5, shift: float = 0.5, emb_size: int = 128, parametrisation: str = "cayley", centre: bool = False,
                  image: int = 112):
         super().__init__()
