@@ -39,6 +39,7 @@ config.batch_size = 512             # of all processes together
 config.grad_accum_steps = 1         # parts in which a process computes its share of a batch
 config.num_epoch = 20
 config.lr = 1e-3
+config.muon = 0.0                   # learning rate of orthogonalised updates for kernels and matrices of the backbone; 0: they take AdamW's
 config.weight_decay = 0.0
 config.warmup_epoch = 0
 config.power = 1.0                  # of the polynomial decay to 0

@@ -20,7 +20,7 @@ FREE = {"rec", "recordio_backend", "in_memory", "num_workers", "compile", "devic
 OF_A_MACHINE = {"rec", "recordio_backend", "in_memory", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
 
 # settings that states of earlier versions do not name, and what they were there
-ADDED = {key: config[key] for key in ("contrast", "contrast_args", "partners", "jitter")}
+ADDED = {key: config[key] for key in ("contrast", "contrast_args", "partners", "jitter", "muon")}
 
 
 def _precision(fp16: str) -> str:
@@ -51,7 +51,7 @@ def checked(cfg: EasyDict) -> EasyDict:
     check_least(cfg, dict(num_classes=1, num_image=1, emb_size=1), bits=31)
     if not all(isinstance(name, str) for name in cfg.val_targets or ()):
         raise InputError(f"setting val_targets={cfg.val_targets}: expected names of .bin files")
-    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout", "contrast", "jitter")
+    check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout", "contrast", "jitter", "muon")
     if cfg.jitter > 10:
         raise InputError(f"setting jitter={cfg.jitter}: expected at most 10")
     _check_contrast(cfg.contrast_args)

@@ -37,6 +37,7 @@ from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, synthet
 from headers import HEADERS, get_header
 from losses import objective
 from lr_scheduler import PolynomialLRWarmup
+from muon import Muon
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.checkpoint import load_weights
@@ -86,8 +87,7 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     total_steps = cfg.num_epoch * len(loader)
     embed = ScaledInput(network, input_scale(cfg.backbone))
     header = build_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
-    optimizer = torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
-                                  weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+    optimizer = build_optimizer(cfg, network, header, fused=device.type == "cuda")
     scheduler = PolynomialLRWarmup(optimizer, cfg.warmup_epoch * len(loader), total_steps, cfg.power)
     # it leaves out steps whose gradient is not finite, without waiting for the device, in every precision; only fp16 needs a scale
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if fp16 else 1.0, growth_interval=100)
@@ -203,6 +203,14 @@ def sized_network(name: str, emb_size: int | None, arguments: Mapping[str, Any] 
         if not arguments or isinstance(error, InputError):
             raise
         raise InputError(f"backbone {name}: {one_line(error)}") from error
+
+
+def build_optimizer(cfg: EasyDict, network: nn.Module, header: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """AdamW for all; with a setting muon, orthogonalised updates for the matrices of the network."""
+    if cfg.muon:
+        return Muon(network, header, cfg.lr, cfg.muon, weight_decay=cfg.weight_decay, fused=fused)
+    return torch.optim.AdamW([p for p in (*network.parameters(), *header.parameters()) if p.requires_grad], cfg.lr,
+                             weight_decay=cfg.weight_decay, fused=fused)
 
 
 def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:

@@ -95,7 +95,7 @@ def test_two_ranks_adapt_adacos_as_one(tmp_path):
 
 # at 1e-3 the loss goes up and down, and rounding with it: by 1e-5 at the third step and by 1e-3 at the sixth
 FAST = ("backbone=orthonet", "header=arcface", "header_args={'s': 8.0, 'm': 0.1}", "lr=1e-4")
-CONTRAST = (*FAST, "contrast=2", "contrast_args={'s': 8, 'm': 0.2}", "partners=True", "jitter=2")
+CONTRAST = (*FAST, "muon=1e-3", "contrast=2", "contrast_args={'s': 8, 'm': 0.2}", "partners=True", "jitter=2")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_the_log_shows_the_whole_loss(contrasted, tmp_path):
 def test_states_from_before_a_setting_go_on_without_it(contrasted, tmp_path, capsys):
     assert run(tmp_path, *FAST, "save_steps=3") == 0
     state = torch.load(tmp_path / "state_00000003.pt", weights_only=True)
-    for key in ("contrast", "contrast_args", "partners", "jitter"):
+    for key in ("contrast", "contrast_args", "partners", "jitter", "muon"):
         del state["settings"][key]
     (tmp_path / "old").mkdir()
     torch.save(state, tmp_path / "old" / "state_00000003.pt")
@@ -213,7 +213,7 @@ def test_iresnets_are_fed_twice_the_pixels_and_ir_50_is_not():
     (["header_args={'margin': 1}"], "header_args"), (["header_args={'name': 1}"], "header_args={'name': 1}: "),
     (["header_args={'run_seed': 1}"], "run_seed"), (["header_args={'num_classes': 1}"], "num_classes"),
     (["header_args={'s': 'x'}"], "s='x', expected float"), (["header=AcrFace"], "did you mean 'arcface'"),
-    (["jitter=-1"], "not negative"), (["jitter=11"], "at most 10"), (["contrast=-1"], "not negative"), (["contrast_args={'s': 10.0}"], "contrast_args={'s': 10.0}: expected"),
+    (["jitter=-1"], "not negative"), (["muon=-1"], "not negative"), (["muon=nan"], "muon"), (["jitter=11"], "at most 10"), (["contrast=-1"], "not negative"), (["contrast_args={'s': 10.0}"], "contrast_args={'s': 10.0}: expected"),
     (["contrast_args={'s': 0, 'm': 0.1}"], "positive"), (["contrast_args={'s': 1, 'm': '1'}"], "finite"), (["contrast_args={'s': 1, 'm': 1, 't': 1}"], "finite"),
     (["partners=True", "batch_size=7"], "batch_size: 7 on all ranks together, expected an even number"), (["warmup_epoch=1"], "warmup_epoch"), (["backbone=sllnet_mnist"], "do not fit")])
 def test_bad_settings_end_at_once_in_one_line(tmp_path, capsys, arguments, message):

@@ -229,14 +229,16 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 def _check_part(part: Any, state: Any) -> None:
     """What `load_state_dict` of modules does by itself: raises an error where a state has not the shapes and kinds of its part.
 
-    Of the optimisers that is Adam and its kin.
+    Of the optimisers that is Adam and its kin, and muon.py.
     """
     if isinstance(part, torch.optim.Optimizer):
-        shapes = [parameter.shape for group in part.param_groups for parameter in group["params"]]
+        expected = [(parameter.shape, ("momentum",) if group.get("orthogonal") else ("exp_avg", "exp_avg_sq"))
+                    for group in part.param_groups for parameter in group["params"]]
         for number, moments in state["state"].items():
-            expected = {"step": torch.Size(), "exp_avg": shapes[number], "exp_avg_sq": shapes[number]}
-            if {key: value.shape for key, value in moments.items() if value.is_floating_point()} != expected:
-                raise ValueError(f"the moments of parameter {number} are not exp_avg and exp_avg_sq of shape {list(shapes[number])}")
+            shape, names = expected[number]
+            if {key: value.shape for key, value in moments.items() if value.is_floating_point()} != {"step": torch.Size(),
+                                                                                                     **dict.fromkeys(names, shape)}:
+                raise ValueError(f"the moments of parameter {number} are not {' and '.join(names)} of shape {list(shape)}")
     elif not isinstance(part, nn.Module) and not _fits(part.state_dict(), state):
         raise ValueError(f"no state of a {type(part).__name__}")
 
