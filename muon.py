@@ -40,10 +40,12 @@ class Muon(torch.optim.AdamW):
         trained = [p for p in network.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() > 1]
         others = [p for p in (*trained, *header.parameters()) if p.requires_grad and not any(p is matrix for matrix in matrices)]
-        super().__init__([{"params": others}, {"params": matrices, "lr": muon_lr, "orthogonal": True}], lr, **kw)
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": matrices, "lr": muon_lr, "orthogonal": True}]
+        super().__init__(groups, lr, **kw)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As of any optimiser."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         groups = self.param_groups
         for group in groups:

@@ -14,8 +14,17 @@ from small_world import Tiny, command, world  # noqa: F401
 from torch import nn
 
 import train
-from backbones import (BACKBONES, backbone_names, get_backbone, image_size, input_scale, is_lipschitz, lipschitz_bound, load_network,
-                       register)
+from backbones import (
+    BACKBONES,
+    backbone_names,
+    get_backbone,
+    image_size,
+    input_scale,
+    is_lipschitz,
+    lipschitz_bound,
+    load_network,
+    register,
+)
 from backbones.bounds import TOLERANCE
 from backbones.export import main as export
 from backbones.sllnet import SLLNetSmall
