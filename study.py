@@ -119,13 +119,17 @@ TABLES: dict[str, dict[str, Row]] = {
         "linear": Row("linear map", {"backbone": "linear_map", **FAST, **TOGETHER, "muon": 0.0}, 230),
         "lda": LDA,
     },
+    # the network of params/orthonet_faces.pt, with seed 0
+    "flagship": {
+        "flagship": Row("orthonet, 256 channels", {**_orthonet(channels=[256]), **TOGETHER, "jitter": 1.0}, 140),
+    },
 }
 
 config = EasyDict()
 config.data = "data"                # a folder with train.rec, train.idx and .bin files
 config.output = "out/study"
 config.logs = ""                    # a folder that receives the training logs, summaries and results as well
-config.table = "recipe"             # recipe, zoo or final
+config.table = "recipe"             # recipe, zoo, final or flagship
 config.runs = []                    # rows of the table; none: all of them
 config.seeds = 3                    # of each row
 config.seed = 0                     # the first one
