@@ -24,7 +24,7 @@ from utils.build_dataset import write_bin
 from utils.images import encode_image
 from utils.recordio import RecordWriter, pack
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "logs/README.md", "params/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "logs/README.md", "params/README.md", "params/orthonet_faces.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
