@@ -457,7 +457,7 @@ def test_any_number_of_stages_and_channels(channels, depth, kinds):
                                               ({"size": 36}, "size is 36: 4 x 2.1 must divide it"), ({"channels": (32, 64)}, "channels begins with 32: expected at least 48")])
 def test_layouts_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        OrthoNet(**arguments)
+        OrthoNet(**{"size": 32, "unshuffle": 4, "channels": (64, 128), "depth": (4, 4), **arguments})
 
 
 # three numbers of an embedding and its norm, from the weights of golden.py and B made orthogonal
