@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
     def __init__(self, network: nn.Module, header: nn.Module, lr: float, muon_lr: float, **kw: Any):
         trained = [p for p in network.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() > 1]
-        others = [p for p in (*trained, *header.parameters()) if p.requires_grad and not any(p is matrix for matrix in matrices)]
+        others = [p for p in trained if p.dim() <= 1] + [p for p in header.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": others}, {"params": matrices, "lr": muon_lr, "orthogonal": True}]
         super().__init__(groups, lr, **kw)
 
@@ -48,10 +48,9 @@ class Muon(torch.optim.AdamW):
         """As of any optimiser."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         groups = self.param_groups
-        for group in groups:
-            if group.get("orthogonal"):
-                self._orthogonal_step(group)
-        self.param_groups = [group for group in groups if not group.get("orthogonal")]  # those of AdamW
+        others, matrices = groups
+        self._orthogonal_step(matrices)
+        self.param_groups = [others]  # those of AdamW
         try:
             super().step()
         finally:
@@ -69,13 +68,11 @@ class Muon(torch.optim.AdamW):
             momentum = before.lerp(gradient, 1 - MOMENTUM)
             rows, columns = gradient.shape[1:]
             update = orthogonalised(gradient.lerp(momentum, MOMENTUM)) * (-group["lr"] * max(1.0, rows / columns) ** 0.5)
-            decay = group["lr"] * group["weight_decay"]
-            for i, p in enumerate(matrices):
-                change = update[i].view_as(p) - decay * p
-                kept = momentum[i]
-                if skip is not None:
-                    change, kept = torch.where(skip > 0, 0.0, change), torch.where(skip > 0, before[i], kept)
-                p += change
+            change = update - group["lr"] * group["weight_decay"] * torch.stack([p.flatten(1) for p in matrices])
+            if skip is not None:
+                change, momentum = torch.where(skip > 0, 0.0, change), torch.where(skip > 0, before, momentum)
+            for p, difference, kept in zip(matrices, change, momentum):
+                p += difference.view_as(p)
                 self.state[p]["momentum"].copy_(kept.view_as(p))
 
 

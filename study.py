@@ -99,7 +99,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "together": Row("together", {**_orthonet(), **TOGETHER}, 28),
         "linear": Row("linear map", {"backbone": "linear_map", **FAST}, 85),
         "linear_muon": Row("linear map, orthogonalised updates", {"backbone": "linear_map", **FAST, "muon": 0.02}, 56),
-        "linear_together": Row("linear map, together without these", {"backbone": "linear_map", **FAST, **TOGETHER, "muon": 0.0}, 50),
+        "linear_together": Row("linear map, together but for these", {"backbone": "linear_map", **FAST, **TOGETHER, "muon": 0.0}, 50),
         "lda": LDA,
     },
     "zoo": {
