@@ -26,6 +26,8 @@ config.backbone_args = {}           # further arguments of the network, e.g. {"d
 config.emb_size = None              # length of an embedding; None: the network's own (512 for sllnet)
 config.header = "ecosface"          # arcface, cosface, adacos, ecosface (elasticface_cos), emma, naive (lln), or package.module:Name
 config.header_args = {}             # further arguments of the header, e.g. {"s": 64.0, "m": 0.35}
+config.header_shards = None         # deal the classes out to the processes (sharding.py); None: above 2^17 of them
+config.sample_rate = 1.0            # of a sharded header: the share of its classes that a step takes, those of its images among them
 config.init_weights = None          # fine-tuning: a model_*.pt to begin with; everything else starts afresh
 
 # loss: cross entropy + lambda_ * mean(max(0, -xi * log(norm / xi))) + contrast * supervised contrastive loss
@@ -62,3 +64,4 @@ config.val_targets = None           # names of .bin files beside the data; None:
 config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt (counted from 1); the last are *_final.pt
 config.save_steps = 2000            # steps between two full states, state_*.pt; the end of an epoch saves one too
 config.keep_states = 2              # how many of them are kept
+config.save_header = None           # write header_*.pt, a file with all classes; None: where the header is not sharded

@@ -15,12 +15,12 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 # settings that may differ between a run and its continuation: they do not change what is computed
 FREE = {"rec", "recordio_backend", "in_memory", "num_workers", "compile", "device", "output", "resume", "frequent", "verbose",
         "val_targets", "save_epochs", "save_steps", "keep_states", "init_weights", "on_bad_record", "max_bad_records", "max_skipped_steps",
-        "timeout", "resume_changed"}
+        "timeout", "resume_changed", "header_shards", "save_header"}
 # of these, those that may differ between the processes of a run: where a machine has its files, and what it is
 OF_A_MACHINE = {"rec", "recordio_backend", "in_memory", "num_workers", "device", "output", "resume", "init_weights", "timeout"}
 
 # settings that states of earlier versions do not name, and what they were there
-ADDED = {key: config[key] for key in ("contrast", "contrast_args", "partners", "jitter", "muon")}
+ADDED = {key: config[key] for key in ("contrast", "contrast_args", "partners", "jitter", "muon", "sample_rate")}
 
 
 def _precision(fp16: str) -> str:
@@ -54,6 +54,11 @@ def checked(cfg: EasyDict) -> EasyDict:
     check_not_negative(cfg, "lambda_", "xi", "lr", "weight_decay", "power", "max_norm", "timeout", "contrast", "jitter", "muon")
     if cfg.jitter > 10:
         raise InputError(f"setting jitter={cfg.jitter}: expected at most 10")
+    if not 0 < cfg.sample_rate <= 1 or cfg.sample_rate < 1 and cfg.header_shards is False:
+        raise InputError(f"setting sample_rate={cfg.sample_rate}: expected a number above 0 and at most 1; 1 without shards")
+    for key in ("header_shards", "save_header"):
+        if cfg[key] not in (None, True, False):
+            raise InputError(f"setting {key}={cfg[key]}: expected True, False or None")
     _check_contrast(cfg.contrast_args)
     check_choices(cfg, precision=PRECISIONS, recordio_backend=("builtin", "mxnet"), on_bad_record=("error", "skip"))
     HEADERS.find(cfg.header)

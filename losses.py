@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import sharding
 from utils.distributed import all_gather_interleaved, all_gather_with_gradient, rank, world_size
 from utils.faults.guard import poisoned
 
@@ -24,11 +25,17 @@ def objective(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, 
         squares = embeddings.square().sum(1)
         log_norm = 0.5 * torch.log(squares + 1e-24)
         regulariser = F.relu(-xi * (log_norm - math.log(xi))).mean() if xi > 0 else squares.new_zeros(())
-        loss = F.cross_entropy(classify(embeddings, labels), labels) + lambda_ * regulariser
+        loss = _cross_entropy(classify, embeddings, labels) + lambda_ * regulariser
         if contrast > 0:
             loss = loss + contrast * contrastive(embeddings, labels, **contrast_args)
         loss = poisoned(loss)
     return loss, regulariser.detach(), squares.detach().sqrt().mean()
+
+
+def _cross_entropy(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor) -> Tensor:
+    if getattr(classify, "shard", None):
+        return sharding.cross_entropy(classify, embeddings, labels)
+    return F.cross_entropy(classify(embeddings, labels), labels)
 
 
 def contrastive(embeddings: Tensor, labels: Tensor, s: float, m: float) -> Tensor:

@@ -38,13 +38,14 @@ from headers import HEADERS, get_header
 from losses import objective
 from lr_scheduler import PolynomialLRWarmup
 from muon import Muon
+from sharding import MANY, shard_of
 from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.checkpoint import load_weights
 from utils.console import lasting_console
 from utils.distributed import distribute, from_first_rank, locally, process_group, rank, world_size
 from utils.faults.folder import owned
-from utils.faults.guard import StepGuard
+from utils.faults.guard import StepGuard, agree_on_skipping
 from utils.faults.launch import alone_among_tasks
 from utils.faults.lockstep import Interrupted
 from utils.faults.machines import all_or_none, file_of_first_rank, require_agreement
@@ -120,6 +121,8 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
             optimizer.zero_grad(set_to_none=True)
             loss, regulariser, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
             scaler.unscale_(optimizer)
+            if getattr(header, "shard", None):
+                agree_on_skipping(scaler, optimizer)
             gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), cfg.max_norm)  # of the backbone alone, in every precision
             guard.end(gradient_norm, header)
             scaler.step(optimizer)
@@ -214,11 +217,19 @@ def build_optimizer(cfg: EasyDict, network: nn.Module, header: nn.Module, fused:
 
 
 def build_header(cfg: EasyDict, num_classes: int, emb_size: int) -> nn.Module:
-    """The header of the settings; where it draws random numbers it gets the run's seed."""
+    """The header of the settings, or the classes of it that this process has; where it draws random numbers it gets the run's seed."""
     if cfg.emb_size not in (None, emb_size):
         raise InputError(f"setting emb_size={cfg.emb_size}: backbone={cfg.backbone} has embeddings of length {emb_size} and no other")
+    shard = shard_of(num_classes, rank(), world_size(), cfg.sample_rate, cfg.seed) if is_sharded(cfg, num_classes) else None
     with at_fault(cfg, "header_args"):
-        return get_header(cfg.header, num_classes, emb_size, run_seed=cfg.seed, **cfg.header_args)
+        return get_header(cfg.header, num_classes, emb_size, run_seed=cfg.seed, shard=shard, **cfg.header_args)
+
+
+def is_sharded(cfg: EasyDict, num_classes: int) -> bool:
+    """Whether the rows of the header are dealt out to the processes: where the settings say so, or there are many, or some are sampled."""
+    if cfg.header_shards is not None:
+        return cfg.header_shards
+    return cfg.sample_rate < 1 or num_classes > MANY and getattr(HEADERS.find(cfg.header).build, "shardable", False)
 
 
 def training_set(cfg: EasyDict) -> Faces:

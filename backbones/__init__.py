@@ -14,6 +14,7 @@ from torch import nn
 
 from backbones.bounds import at_most_one, lipschitz_bound
 from backbones.chain import CannotFollow, chain
+from backbones.proof import fold
 from backbones.registry import BACKBONES, Backbone, register
 from backbones.wrappers import DividedOutput, FlipAveraged, ScaledInput, averaged
 from utils import InputError
@@ -115,6 +116,8 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
                  dtype: torch.dtype = torch.float32, tight: bool = False, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
 
+    It is to be evaluated and attacked: the layers of one that is 1-Lipschitz are folded (`proof.fold`), each the plain weights that are
+    proven, which no other parameters are behind. To train, use `stored_network`.
     With `tight` its embeddings are divided by its proven Lipschitz constant (`DividedOutput`), which the norm of the last layer makes
     smaller than 1. Raises InputError where the checkpoint is missing, damaged or of another network, where a network that is to be
     1-Lipschitz is not proven to be so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
@@ -127,6 +130,7 @@ def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.de
                 raise InputError("the last layer is zero: there is nothing to divide by")
             if not tight:
                 at_most_one(bound)
+            network = fold(network)
         return DividedOutput(network, bound).eval() if tight else network
     if tight:
         raise InputError(f"backbone {name}: this network is not 1-Lipschitz, so it has no constant to divide by")

@@ -25,6 +25,7 @@ With `power=p` a layer takes its t from the p-th power of W W^T instead, see pow
 parameters are the same.
 """
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +33,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.kept import Pair, Rescaled, RescaledOnce
-from backbones.kernels import half_shifts, taps
-from backbones.norms import affine_rounding, norm_bound
+from backbones.norms import affine_rounding, half_shifts, norm_bound, taps
 from backbones.proof import TOLERANCE, UNDERFLOW, UNIT, UP, Shape, State, gamma, norm_of_magnitudes
-from backbones.rescaling import rescaled, rescaling
+from backbones.rescaling import rescaled, rescaled_together, rescaling
 from backbones.shapes import Downsize, FirstChannels, MaxMin, PaddingChannels
 from backbones.spectra import of_kernel, of_matrix
 from utils import InputError
@@ -69,6 +69,18 @@ class _SLL(Rescaled):
         if weight.is_meta:  # shapes are all there is
             return weight, None if bias is None else bias.flatten()
         return rescaled(weight, bias, q, self.power)
+
+    def alike(self) -> Hashable:
+        """Shapes, type and device, for the powers whose rescaling is computed together."""
+        if self.power > 1 or self.weight.is_meta:
+            return None
+        return self.weight.shape, self.bias is None, self.weight.dtype, self.weight.device
+
+    @classmethod
+    def compute_together(cls, layers: "Sequence[_SLL]") -> list[Pair]:
+        """T^(1/2) W and T^(1/2) b of each layer."""
+        weights, biases, qs = zip(*(layer.sources() for layer in layers))
+        return rescaled_together(weights, biases, qs)
 
     def compute_t(self) -> Tensor:
         """t of the layer, [C], in float32 or better, differentiable."""

@@ -6,7 +6,6 @@ The ending of --out says what is written: .pt the state dict of plain weights, .
 (needs the packages onnx and onnxscript). All take images [N, 3, H, W] with pixels in [-0.5, 0.5], N free.
 """
 import argparse
-import copy
 import os
 import sys
 import tempfile
@@ -20,27 +19,14 @@ from torch import Tensor, nn
 from backbones import averaged, embedding_size, image_size, is_lipschitz, load_network
 from backbones.bounds import lipschitz_bound
 from backbones.chain import followed
-from backbones.proof import folded_layers
+from backbones.proof import fold
 from utils import InputError, checkpoint, one_line
 from utils.console import lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, with_homes
-from utils.modes import evaluating
 from utils.remarks import warnings_as_lines
 
 FORMATS = (".pt", ".pt2", ".ts", ".onnx")
-
-
-@torch.no_grad()
-def fold(network: nn.Module) -> nn.Module:
-    """A copy of `network` in eval mode whose layers are plain ones with folded weights where they have such a form; same outputs, to
-    rounding.
-
-    Raises InputError for a layer whose `forward` is not the one that its folded form was written for.
-    """
-    with evaluating(network):  # layers may have other weights in training, of which nothing is proven
-        plain = folded_layers(network)
-    return copy.deepcopy(network, plain).eval().requires_grad_(False)
 
 
 def export(network: nn.Module, path: "str | os.PathLike[str]", image_size: Sequence[int]) -> None:

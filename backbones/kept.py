@@ -4,6 +4,11 @@ What is kept is never stale: it is compared with the values that it was computed
 passes of one step, with all gradients.
 """
 
+import contextlib
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +50,15 @@ class Rescaled(nn.Module):
         """Weight and bias from `sources`."""
         raise NotImplementedError
 
+    def alike(self) -> Hashable:
+        """Equal for layers that `compute_together` can take together; None: this one is computed by itself."""
+        return None
+
+    @classmethod
+    def compute_together(cls, layers: "Sequence[Any]") -> list[Pair]:
+        """`compute` of layers that are `alike`, in as few kernels as one of them."""
+        raise NotImplementedError
+
     def fresh(self) -> Pair:
         """Weight and bias, computed anew."""
         return self.compute(*self.sources())
@@ -53,13 +67,16 @@ class Rescaled(nn.Module):
         """Weight and bias; computed anew whenever a gradient of the parameters may be asked for or a parameter changed."""
         return self._shared if self._shared is not None else self._rescaled_now()
 
+    def asks_gradients(self) -> bool:
+        """Whether gradients of the parameters may be asked for."""
+        return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in self.sources())
+
     @torch.compiler.disable  # a compiler would freeze what is kept, or compile t for each of the shifts
     def _rescaled_now(self) -> Pair:
         parameters = self.sources()
-        gradients = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
         if parameters[0].is_meta:  # shapes cannot be compared, and cost nothing
             return self.fresh()
-        if gradients or torch._C._are_functorch_transforms_active():  # what a transform of torch.func sees belongs to that call
+        if self.asks_gradients() or torch._C._are_functorch_transforms_active():  # what a transform of torch.func sees belongs to that call
             return self.fresh()
         if self._kept is None or not _equal(self._kept[0], parameters):
             with torch.no_grad(), torch.inference_mode(False):
@@ -80,6 +97,45 @@ class Rescaled(nn.Module):
         state.pop("_kept", None)
         state.pop("_shared", None)
         return state
+
+
+def all_fresh(layers: Iterable[Rescaled]) -> list[Pair]:
+    """Weight and bias of each layer, computed anew: of those that are alike, together."""
+    layers = list(layers)
+    groups: dict[Any, list[Rescaled]] = {}
+    for layer in layers:
+        key = layer.alike()
+        groups.setdefault(layer if key is None else (type(layer), key), []).append(layer)
+    found: dict[Rescaled, Pair] = {}
+    for group in groups.values():
+        found |= zip(group, group[0].compute_together(group) if len(group) > 1 else [group[0].fresh()])
+    return [found[layer] for layer in layers]
+
+
+def together(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For the `forward` of a network: where gradients of its weights may be asked for, those of all its layers are computed at once, as
+    on a GPU starting them one by one takes longer than they do.
+    """
+    @functools.wraps(forward)
+    def with_all_weights(network: nn.Module, *args: Any) -> Tensor:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return forward(network, *args)
+        with _sharing(network):
+            return forward(network, *args)
+    return with_all_weights
+
+
+@contextlib.contextmanager
+def _sharing(network: nn.Module) -> Iterator[None]:
+    """Within, the layers of `network` that would be computed in each forward pass have their weights. Within `RescaledOnce` they have."""
+    layers = [module for module in network.modules() if isinstance(module, Rescaled) and module._shared is None and module.asks_gradients()]
+    for layer, pair in zip(layers, all_fresh(layers)):
+        layer._shared = pair
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._shared = None
 
 
 class Observing(nn.Module):
@@ -121,7 +177,7 @@ class RescaledOnce:
     def __enter__(self) -> "RescaledOnce":
         with torch.enable_grad():
             # no leaves: a parameter that is used as it is would keep the hook of `last` for all steps to come
-            self.live = [tuple(None if value is None else value.view_as(value) for value in layer.fresh()) for layer in self.layers]
+            self.live = [tuple(None if value is None else value.view_as(value) for value in pair) for pair in all_fresh(self.layers)]
         for layer, live in zip(self.layers, self.live):
             layer._shared = tuple(None if value is None else value.detach().requires_grad_() for value in live)
         for module in self.observing:

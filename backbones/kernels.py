@@ -1,35 +1,41 @@
 """sqrt(t) of equation (SLL) as fast as a training step needs it, with a backward pass of its own. rescaling.py has the plain form.
 
-W W^T of a convolution is the zero-padded autocorrelation of its kernel, of whose shifts s and -s one is enough. It is computed by one
-convolution for few channels, and by a product of matrices a shift for many; on a CPU such products are written as 1x1 convolutions.
+W W^T of a convolution is the zero-padded autocorrelation of its kernel, K[s] = sum_p V[p] V[p+s]^T over the taps p, with K[-s] = K[s]^T.
+A discrete Fourier transform of length m = 2k-1 in both directions, in which nothing wraps around, turns it into products of matrices.
+With sums R(w) and I(w) of the taps times cosines and sines, for one of each pair of frequencies w and -w, and a(w,s) = 2 pi w.s / m,
+
+    R = sum_p cos a(w,p) V[p],    I = sum_p sin a(w,p) V[p],    G = (R + I)(R - I)^T,    H = I I^T    (at w = 0: H = R R^T),
+
+the even part of G is R R^T - I I^T and its odd part I R^T - R I^T, of which the transform of K, R R^T + I I^T + i (I R^T - R I^T), is made:
+
+    m^2 K[s] = H(0) + sum_w (cos a - sin a)(w,s) G(w) + (cos a + sin a)(w,s) G(w)^T + 4 cos a(w,s) H(w).
+
+These are m^2 products of C x Cin matrices: 25 for 3x3 kernels, and 62 with the backward pass, where the shifts one by one take 45 and 135.
+All of them, of all layers of one shape, are two batched products; the transforms are products with small matrices. Sines and cosines make
+no value larger, so the rounding is that of the direct form.
 """
 import contextlib
 import itertools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.precision import full_precision
 
-# Up to here one convolution of a kernel with itself is faster than a product for each shift. Forward and backward on one core of an AMD
-# EPYC, in ms: 8.2 by products and 2.4 by convolution for 96 channels, 11.0 and 6.3 for 128, 14.7 and 12.6 for 160, 37 and 45 for 256.
-FEW_CHANNELS = 160
-
 
 class RootOfT(torch.autograd.Function):
-    """sqrt(t) of equation (SLL), [C], from weight [C, Cin, k, k] and q [C] in float32 or float64; what follows it is for backward.
+    """sqrt(t) of equation (SLL) of L layers, [L, C], from weight [L, C, Cin, k, k] and q [L, C] in float32 or float64; what follows it is
+    for backward.
 
     With W_i = n_i V_i, n_i = max|W_i|, and d_i = n_i exp(q_i) up to a common factor, the equation becomes
 
-        t_i = d_i / (n_i^2 r_i),    r_i = sum_{j,s} |K_ij[s]| d_j,    K_ij[s] = sum_{c,p} V[i,c,p] V[j,c,p+s],
+        t_i = d_i / (n_i^2 r_i),    r_i = sum_j B_ij d_j,    B_ij = sum_s |K_ij[s]|,    K_ij[s] = sum_{c,p} V[i,c,p] V[j,c,p+s],
 
-    whose products neither overflow nor vanish, however the rows are scaled. As K_ij[-s] = K_ji[s], one of each pair of shifts s is
-    enough, and a shift by (dy, dx) has (k-|dy|)(k-|dx|) overlapping taps only: 45 C^2 Cin multiply-adds for 3x3 kernels, against 225
-    when the weight is convolved with itself, which is done all the same for few channels: see `_is_small`. Only the K are kept for
-    backward, which costs twice the forward, or as much where the K of all shifts are known.
+    whose products neither overflow nor vanish, however the rows are scaled. Kept for backward are one of each pair of K[s] and K[-s].
 
     Rows of zeros, and rows whose d is below rounding next to the largest, get t_i = 0. That drops the row, which is never unsound: the
     bound for the other rows does not need it.
@@ -40,24 +46,19 @@ class RootOfT(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, q: Tensor) -> tuple[Tensor, ...]:
         info = torch.finfo(weight.dtype)
-        n = weight.abs().flatten(1).amax(1)
-        log_d = torch.where(n >= info.tiny, q + n.clamp_min(info.tiny).log(), -math.inf)
-        d = torch.exp(log_d - log_d.amax().clamp_min(info.min))
-        d = torch.where(d > info.tiny / info.eps, d, 0.0)
-        n = torch.where(d > 0, n, 1.0)
+        n = weight.abs().flatten(2).amax(2)
+        dead = n < info.tiny
+        d = torch.softmax((q + n.log()).masked_fill(dead, info.min), 1)
+        dead = dead | (d <= info.tiny / info.eps)
+        d, n = d.masked_fill(dead, 0), n.masked_fill(dead, math.inf)
         with _exact_products(weight):
-            if weight.shape[-1] == 1:
-                correlations = [sum(_product(part, part) for part in _parts(weight, n))]
-                r = correlations[0].abs() @ d
-            elif _is_small(weight):
-                v = weight / n.view(-1, 1, 1, 1)
-                correlations = [F.conv2d(v, v, padding=weight.shape[-1] - 1)]
-                r = correlations[0].abs().sum((2, 3)) @ d
-            else:
-                r, correlations = _by_half_shifts(_by_taps(weight, n), d)
-        root = torch.where(d > 0, torch.sqrt(d / torch.where(d > 0, r, 1.0)), 0.0) / n
-        root = torch.where(root >= info.tiny, root, 0.0)  # too small to be held with full precision: drop the row as well
-        return root, n, d, r, *correlations
+            half = _correlations(_unit(weight, n))
+            magnitudes = half.abs().sum(0)
+            magnitudes = magnitudes + magnitudes.mT
+            r = (magnitudes @ d[:, :, None])[:, :, 0]
+        root = torch.sqrt(d / r.clamp_min(info.tiny)) / n
+        root = root.masked_fill(root < info.tiny, 0)  # what is too small to be held with full precision
+        return root, n, d, r, magnitudes, half
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
@@ -71,99 +72,91 @@ class RootOfT(torch.autograd.Function):
     def backward(ctx, grad: Tensor | None, *_):
         if grad is None:
             return None, None
-        weight, root, n, d, r, *correlations = ctx.saved_tensors
-        alive = root > 0
-        half = grad * root / 2
-        grad_r = torch.where(alive, -half / torch.where(alive, r, 1.0), 0.0)
-        grad_d = torch.where(alive, half / torch.where(alive, d, 1.0), 0.0)
-        outer = torch.outer(grad_r, d)
-        outer = outer + outer.T
+        weight, root, n, d, r, magnitudes, half = ctx.saved_tensors
+        tiny = torch.finfo(weight.dtype).tiny
+        of_root = grad * root / 2  # 0 for dead rows, whose d and r may be 0 as well
+        grad_r = of_root / -r.clamp_min(tiny)
+        outer = grad_r[:, :, None] * d[:, None, :]
         with _exact_products(weight):
-            if weight.shape[-1] == 1:
-                k, = correlations
-                grad_k, scale = outer * k.sign(), 1 / n[:, None]
-                grad_weight = torch.cat([_product(grad_k, part.T.contiguous()) * scale for part in _parts(weight, n)], 1)[:, :, None, None]
-                return grad_weight, (grad_d + k.abs() @ grad_r) * d
-            if _is_small(weight):
-                k, = correlations
-                # K_ij[s] = K_ji[-s] makes V as input and V as kernel have the same gradient: `outer` holds both
-                grad_v = F.conv_transpose2d(outer[:, :, None, None] * k.sign(), weight / n.view(-1, 1, 1, 1), padding=weight.shape[-1] - 1)
-                grad_d = grad_d + k.abs().sum((2, 3)) @ grad_r
-            else:
-                grad_v, more = _half_shifts_backward(_by_taps(weight, n), correlations, outer, grad_r)
-                grad_d = grad_d + more
+            grad_v = _correlations_backward(_unit(weight, n), half, outer + outer.mT)
+            grad_d = of_root / d.clamp_min(tiny) + (magnitudes @ grad_r[:, :, None])[:, :, 0]
         # n needs no gradient, as the result does not depend on it
-        return grad_v / n.view(-1, 1, 1, 1), grad_d * d
+        return _unit(grad_v, n), grad_d * d
 
 
-def _is_small(weight: Tensor) -> bool:
-    """Whether one convolution of the weight with itself is faster than a product a shift, whose fixed costs outweigh five times fewer
-    multiply-adds for few channels.
-    """
-    return weight.shape[0] * weight.shape[1] <= FEW_CHANNELS**2
+def _unit(weight: Tensor, n: Tensor) -> Tensor:
+    """Rows of weight [L, C, ...] divided by n [L, C]."""
+    return weight / n.view(*n.shape, *(1,) * (weight.dim() - 2))
 
 
-def _parts(weight: Tensor, n: Tensor) -> Iterator[Tensor]:
-    """V [C, at most _PART] part by part, of a weight [C, Cin, 1, 1]: of a dense layer, the whole is too large for the cache."""
-    return (part / n[:, None] for part in weight[:, :, 0, 0].split(_PART, 1))
+def _correlations(v: Tensor) -> Tensor:
+    """K[s] of v [L, C, Cin, k, k] for one of each pair of shifts, and half of K[0], which is its own: [(m^2+1)/2, L, C, C]."""
+    layers, rows, columns, k, _ = v.shape
+    if k == 1:
+        v = v.flatten(2)
+        return (v @ v.mT / 2)[None]
+    waves = _waves(k, v)
+    plus, minus, alone = (_products(wave, v).view(-1, rows, columns) for wave in waves.of_taps)
+    g, h = (plus @ minus.mT).view(len(waves.of_taps[0]), -1), (alone @ alone.mT).view(len(waves.of_taps[2]), -1)
+    half = torch.addmm(waves.back @ g, waves.back_alone, h).view(-1, layers, rows, rows)
+    return half + (waves.back_transposed @ g).view_as(half).mT
 
 
-def _by_half_shifts(v: Tensor, d: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """r [C] and the K [C, C] of one of each pair of shifts, of v [k, k, C, Cin]."""
-    r, correlations = torch.zeros_like(d), []
-    for shift in half_shifts(v.shape[0]):
-        k = sum(_product(v[here], v[there]) for here, there in _tap_pairs(*shift))
-        magnitude = k.abs()
-        r += magnitude @ d
-        if shift[0] != shift[1]:
-            r += d @ magnitude
-        correlations.append(k)
-    return r, correlations
+def _correlations_backward(v: Tensor, half: Tensor, outer: Tensor) -> Tensor:
+    """The gradient of v, [L, C, Cin, k, k], where that of each |K_ij[s]| + |K_ji[s]| of `half` is outer_ij, [L, C, C] and symmetric."""
+    layers, rows, columns, k, _ = v.shape
+    grad = outer * half.sign()
+    if k == 1:
+        return (grad[0] @ v.flatten(2)).view_as(v)
+    waves, grad = _waves(k, v), grad.flatten(1)
+    of_g = (waves.back.T @ grad).view(-1, rows, rows) + (waves.back_transposed.T @ grad).view(-1, rows, rows).mT
+    of_h = (waves.back_alone.T @ grad).view(-1, rows, rows)
+    plus, minus, alone = (_products(wave, v).view(-1, rows, columns) for wave in waves.of_taps)
+    parts = of_g @ minus, of_g.mT @ plus, (of_h + of_h.mT) @ alone
+    of_plus, of_minus, of_alone = (part.view(len(wave), -1).T for part, wave in zip(parts, waves.of_taps))
+    grad_v = torch.addmm(torch.addmm(of_alone @ waves.of_taps[2], of_plus, waves.of_taps[0]), of_minus, waves.of_taps[1])
+    return grad_v.view_as(v)
 
 
-def _half_shifts_backward(v: Tensor, correlations: list[Tensor], outer: Tensor, grad_r: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of V [C, Cin, k, k] and, through r, of d [C]."""
-    columns = v.transpose(2, 3).contiguous()
-    grad_v, grad_d = torch.zeros_like(grad_r).view(-1, 1).repeat(*v.shape[:2], 1, v.shape[-1]), torch.zeros_like(grad_r)
-    for shift, k in zip(half_shifts(v.shape[0]), correlations):
-        magnitude = k.abs()
-        grad_d += grad_r @ magnitude
-        grad_k = outer * k.sign()
-        pairs = [*_tap_pairs(*shift)]
-        for here, there in pairs:
-            grad_v[here] += _product(grad_k, columns[there])
-        if shift[0] != shift[1]:  # K[0] is symmetric: the product above already is the gradient of both its factors
-            grad_d += magnitude @ grad_r
-            grad_k = grad_k.T.contiguous()
-            for here, there in pairs:
-                grad_v[there] += _product(grad_k, columns[here])
-    return grad_v.permute(2, 3, 0, 1), grad_d
+def _products(wave: Tensor, v: Tensor) -> Tensor:
+    """[waves, L * C * Cin] of the taps of v [L, C, Cin, k, k] with `wave` [waves, k * k]."""
+    return wave @ v.reshape(-1, wave.shape[1]).T
 
 
-def _tap_pairs(here, there) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """The taps (row, column) of two regions of `half_shifts` that meet."""
-    one, two = (itertools.product(*(range(part.start, part.stop) for part in region)) for region in (here, there))
-    return zip(one, two)
+class _Waves(NamedTuple):
+    """The transform and its inverse: matrices of the head of this file, with the shift 0 halved."""
+    of_taps: tuple[Tensor, Tensor, Tensor]  # R + I, R - I, [frequencies, k * k], and R(0) and I, [1 + frequencies, k * k]
+    back: Tensor  # what of G there is in K[s], [shifts, frequencies]
+    back_transposed: Tensor  # of G^T
+    back_alone: Tensor  # of H, [shifts, 1 + frequencies]
 
 
-# Products of matrices as 1x1 convolutions on a CPU, in parts that stay in the cache: oneDNN is faster than MKL on processors that are not
-# Intel's. torch gives it a convolution in a single thread for 16 images or more only. On one core of an AMD EPYC, 512 x 512 x 512 ran at
-# 190 GFLOP/s as 16 images, at 80 as one image, and at 100 as a product of matrices.
-_PART, _IMAGES = 1024, 16
+_made: dict[tuple, _Waves] = {}  # by k, dtype and device: a copy to a device waits for it
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T [m, n] of a [m, l] and b [n, l], both best contiguous."""
-    if a.device.type != "cpu" or a.dtype != torch.float32:
-        return a @ b.T
-    return sum(_convolved(x, y) for x, y in zip(a.split(_PART, 1), b.split(_PART, 1)))
+def _waves(k: int, like: Tensor) -> _Waves:
+    """The matrices for k x k kernels, in the dtype and on the device of `like`."""
+    key = k, like.dtype, like.device, getattr(like, "fake_mode", None)
+    if key not in _made:
+        with torch.inference_mode(False):
+            made = _make_waves(k, like)
+        if torch._C._are_functorch_transforms_active():  # tensors that are made within a transform are no good outside
+            return made
+        _made[key] = made
+    return _made[key]
 
 
-def _convolved(a: Tensor, b: Tensor) -> Tensor:
-    """`_product` by a convolution of images, channels last, whose pixels are the rows of a."""
-    m, n = a.shape
-    images = a.contiguous().reshape(_IMAGES if m % _IMAGES == 0 else 1, -1, 1, n).permute(0, 3, 1, 2)
-    return F.conv2d(images, b[:, :, None, None]).permute(0, 2, 3, 1).reshape(m, -1)
+def _make_waves(k: int, like: Tensor) -> _Waves:
+    m, side = 2 * k - 1, range(1 - k, k)
+    half = np.array(sorted(place for place in itertools.product(side, side) if place >= (0, 0)))  # of frequencies, of shifts; 0 first
+    at_taps, at_shifts = (2 * math.pi / m * (half @ places.T % m) for places in (np.indices((k, k)).reshape(2, -1).T, half))
+    cosines, sines = np.cos(at_taps), np.sin(at_taps)
+    back_cosines, back_sines = (np.where(half.any(1), 1, 0.5)[:, None] / m**2 * wave(at_shifts) for wave in (np.cos, np.sin))
+    of_taps = cosines[1:] + sines[1:], cosines[1:] - sines[1:], np.concatenate([cosines[:1], sines[1:]])
+    back = back_cosines - back_sines, back_cosines + back_sines, back_cosines * np.where(half.any(1), 4, 1)
+    plus, minus, alone, g, transposed, h = (torch.tensor(values.tolist(), dtype=like.dtype, device=like.device)
+                                            for values in (*of_taps, back[0][:, 1:], back[1][:, 1:], back[2]))
+    return _Waves((plus, minus, alone), g, transposed, h)
 
 
 @contextlib.contextmanager
@@ -171,21 +164,3 @@ def _exact_products(like: Tensor) -> Iterator[None]:
     """Products in the precision of their factors: no TF32, no autocast (which a backward pass may be called under)."""
     with full_precision(), torch.autocast(like.device.type, enabled=False):
         yield
-
-
-def _by_taps(weight: Tensor, n: Tensor) -> Tensor:
-    """V as [k, k, C, Cin], contiguous: a matrix a tap."""
-    return (weight / n.view(-1, 1, 1, 1)).permute(2, 3, 0, 1).contiguous()
-
-
-def half_shifts(k: int):
-    """For a k x k kernel against itself: pairs of (rows, columns) slices that overlap under the shifts (0,0) and one of each pair s, -s."""
-    for dy in range(k):
-        for dx in range(-k + 1 if dy else 0, k):
-            yield ((slice(0, k - dy), slice(max(0, -dx), k - max(0, dx))),
-                   (slice(dy, k), slice(max(0, dx), k - max(0, -dx))))
-
-
-def taps(v: Tensor, region) -> Tensor:
-    """The taps of a kernel [C, k, k, Cin] in one of the regions of `half_shifts`, [C, taps * Cin]."""
-    return v[:, region[0], region[1]].reshape(v.shape[0], -1)

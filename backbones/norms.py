@@ -10,17 +10,17 @@ u = 2^-53, in whatever order it was computed, and eigenvalues come with the resi
 """
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from backbones.kernels import half_shifts, taps
 from backbones.powers import binary_power
 from backbones.proof import UNIT, UP, UP_LITTLE, State, gamma, multiplied, norm_of_magnitudes
 
 _MANY = 4096
+_Region = tuple[slice, slice]
 _known: "dict[bytes, float]" = {}
 
 
@@ -141,6 +141,19 @@ def _autocorrelation(v: Tensor) -> _Kernel:
         half[(there[0].start - here[0].start, there[1].start - here[1].start)] = taps(v, here) @ taps(v, there).T
     rows = v.abs().sum((1, 2))  # over all shifts the magnitudes of the products add up to those of the sums over the taps
     return _Kernel(half, gamma(v[0].numel()) * (rows @ rows.T) * UP)
+
+
+def half_shifts(k: int) -> Iterator[tuple[_Region, _Region]]:
+    """For a k x k kernel against itself: pairs of (rows, columns) slices that overlap under the shifts (0,0) and one of each pair s, -s."""
+    for dy in range(k):
+        for dx in range(-k + 1 if dy else 0, k):
+            yield ((slice(0, k - dy), slice(max(0, -dx), k - max(0, dx))),
+                   (slice(dy, k), slice(max(0, dx), k - max(0, -dx))))
+
+
+def taps(v: Tensor, region: _Region) -> Tensor:
+    """The taps of a kernel [C, k, k, Cin] in one of the regions of `half_shifts`, [C, taps * Cin]."""
+    return v[:, region[0], region[1]].reshape(v.shape[0], -1)
 
 
 def _product(x: _Kernel, weights: Tensor, y: _Kernel) -> _Kernel:

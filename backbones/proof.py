@@ -12,13 +12,16 @@ further up; a subclass with a `forward` of its own says it anew, or has no proof
 does not apply its layers one after another (a sum of branches, say) is a layer as well: it has `proven_lipschitz`, and what is inside it
 is its own affair; `bounds.lipschitz_bound` gives it the constants of its parts.
 """
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from utils import InputError
+from utils.modes import evaluating
 
 # of ||V|| in float32: the entries of V are off by 6e-8 of themselves each, and so is the norm, a few times over
 TOLERANCE = 1e-5
@@ -155,6 +158,19 @@ def folded_layers(network: nn.Module) -> "dict[int, Any]":
                 raise InputError(f"{named(name, layer)} has another forward than the one that can be folded")
             forms[id(layer)] = layer.folded()
     return forms
+
+
+@torch.no_grad()
+def fold(network: nn.Module) -> nn.Module:
+    """A copy of `network` in eval mode, frozen, whose layers are plain ones with folded weights where they have such a form; same outputs,
+    to rounding.
+
+    What it has are those weights and not what they were computed from, so that nothing is to be computed, or compared, in a forward pass.
+    Raises InputError for a layer whose `forward` is not the one that its folded form was written for.
+    """
+    with evaluating(network):  # layers may have other weights in training, of which nothing is proven
+        plain = folded_layers(network)
+    return copy.deepcopy(network, plain).eval().requires_grad_(False)
 
 
 # PyTorch's own layers that move values and compute nothing

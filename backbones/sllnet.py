@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.custom_layers import SLLBlock, SLLConv2d, SLLLinear, SLLStage
+from backbones.kept import together
 from backbones.registry import register
 from backbones.shapes import Downsize, FirstChannels, HaarDownsize, PaddingChannels, RemoveMean
 
@@ -46,6 +47,7 @@ class SLLNet(nn.Module):
         x = self.pool3(self.layer3(x))
         return self.flatten(self.layer4(x))
 
+    @together
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.float16) if self.fp16 and not x.is_meta else contextlib.nullcontext():
             features = self.features(x)
@@ -80,6 +82,7 @@ class SLLNetSmall(nn.Module):
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(256 * 7 * 7, emb_size, power=power)
 
+    @together
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.layer1(self.stem(x)))
         x = self.layer3(self.pool2(self.layer2(x)))
@@ -108,6 +111,7 @@ class SLLNetPlus(nn.Module):
         self.flatten = nn.Flatten()
         self.linear = SLLLinear(128 * 14 * 14, emb_size, power=8)
 
+    @together
     def forward(self, x: Tensor) -> Tensor:
         return dense_in_full(self.linear, self.flatten(self.layer2(self.pool1(self.layer1(self.stem(x))))))
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones import custom_layers as layers
-from backbones import get_backbone, kept, kernels, shapes
+from backbones import get_backbone, kept, kernels, norms, shapes
 from backbones import rescaling as home
 from backbones.custom_layers import Downsize, FirstChannels, MaxMin, PaddingChannels, SLLConv2d, SLLLinear, rescaled, rescaling
 from backbones.shapes import HaarDownsize, RemoveMean
@@ -88,14 +88,8 @@ def test_rescaling_against_loops():
         assert rescaling(weight, q)[i].item() == pytest.approx(1 / total, rel=1e-12)
 
 
-@pytest.fixture(params=["products", "convolution"])
-def both_forms(request, monkeypatch):
-    """t of a small kernel by either of the two ways to compute it."""
-    monkeypatch.setattr(kernels, "FEW_CHANNELS", 0 if request.param == "products" else 10**6)
-
-
 @pytest.mark.parametrize("shape", [(7, 5, 1, 1), (6, 4, 2, 2), (6, 4, 3, 3), (3, 8, 5, 5)])
-def test_rescaling_and_its_gradient_are_those_of_the_formula(shape, both_forms):
+def test_rescaling_and_its_gradient_are_those_of_the_formula(shape):
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     q = torch.randn(shape[0], dtype=torch.float64, requires_grad=True)
     assert torch.allclose(rescaling(weight, q), naive_t(weight, q), rtol=1e-12)
@@ -115,19 +109,59 @@ def test_rescaling_gradient_of_a_dense_layer():
 
 def test_names_that_code_imports_from_here_are_those_of_their_homes():
     assert layers.rescaled is home.rescaled and layers.rescaling is home.rescaling
-    assert layers.half_shifts is kernels.half_shifts and layers.RescaledOnce is kept.RescaledOnce
+    assert layers.half_shifts is norms.half_shifts and layers.RescaledOnce is kept.RescaledOnce
     assert all(getattr(layers, name) is getattr(shapes, name) for name in ("Downsize", "FirstChannels", "MaxMin", "PaddingChannels"))
     assert all(hasattr(layers, name) for name in layers.__all__)
 
 
-def test_few_channels_are_convolved_and_many_are_not(monkeypatch):
-    seen = []
-    plain = kernels.half_shifts
-    monkeypatch.setattr(kernels, "half_shifts", lambda k: (seen.append(k), plain(k))[1])
-    rescaling(torch.randn(64, 64, 3, 3), torch.zeros(64))
-    assert not seen
-    rescaling(torch.randn(256, 256, 3, 3), torch.zeros(256))
-    assert seen == [3]
+def layers_of_several_shapes():
+    return nn.ModuleList([random_(layer).double() for layer in (SLLConv2d(4, 4, bias=True), SLLConv2d(3, 5), SLLConv2d(4, 4, bias=True), SLLLinear(7, 3, True),
+                                                                SLLConv2d(4, 4, bias=True, power=2), SLLConv2d(4, 4), SLLLinear(7, 3, True))])
+
+
+def test_layers_of_one_shape_together_are_those_alone():
+    stack = layers_of_several_shapes()
+    alone, together_ = [layer.fresh() for layer in stack], kept.all_fresh(stack)
+    for pairs in zip(alone, together_):
+        for one, other in zip(*pairs):
+            assert (one is None and other is None) or (one.shape == other.shape and torch.allclose(one, other, rtol=1e-13, atol=0))
+    wanted = [p for p in stack.parameters() if p.requires_grad]
+    gradients = []
+    for pairs in (alone, together_):
+        torch.manual_seed(5)
+        total = sum((value * torch.randn_like(value)).sum() for pair in pairs for value in pair if value is not None)
+        gradients.append(torch.autograd.grad(total, wanted))
+    for one, other in zip(*gradients):
+        assert torch.allclose(one, other, rtol=1e-11, atol=1e-13)
+
+
+def test_layers_of_one_shape_are_computed_at_once_in_a_forward_pass(monkeypatch):
+    shapes_seen = []
+    plain = kernels.RootOfT.apply
+    monkeypatch.setattr(kernels.RootOfT, "apply", lambda w, q: (shapes_seen.append(tuple(w.shape)), plain(w, q))[1])
+    network = get_backbone("sllnet_small", config=(2, 3, 1))
+    out = network(torch.rand(2, 3, 112, 112) - 0.5)
+    assert sorted(shapes_seen) == [(1, 128, 12544, 1, 1), (1, 256, 256, 3, 3), (2, 64, 64, 3, 3), (3, 128, 128, 3, 3)]
+    assert all(module._shared is None for module in network.modules() if isinstance(module, kept.Rescaled))
+    out.sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_an_error_in_a_forward_pass_leaves_no_weights_behind():
+    network = get_backbone("sllnet_small")
+    with pytest.raises(RuntimeError):
+        network(torch.rand(2, 3, 100, 100))
+    assert all(module._shared is None for module in network.modules() if isinstance(module, kept.Rescaled))
+
+
+def test_constants_of_a_transform_are_not_kept_for_others(monkeypatch):
+    monkeypatch.setattr(kernels, "_made", {})
+    weight, q = torch.randn(4, 2, 3, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    expected = torch.func.grad(lambda w: rescaling(w, q).sum())(weight)
+    each = torch.func.vmap(torch.func.grad(lambda w: rescaling(w, q).sum()))(weight[None].repeat(3, 1, 1, 1, 1))
+    weight.requires_grad_()
+    rescaling(weight, q).sum().backward()
+    assert torch.allclose(weight.grad, expected) and torch.allclose(each, expected.expand_as(each))
 
 
 def test_rescaling_of_dead_rows_is_zero():
@@ -345,7 +379,7 @@ def test_nothing_is_kept_in_a_copy_or_a_file():
     assert layer._kept is not None and copy.deepcopy(layer)._kept is None and pickle.loads(pickle.dumps(layer))._kept is None
 
 
-def test_functional_calls_see_their_own_parameters(both_forms):
+def test_functional_calls_see_their_own_parameters():
     """torch.func: other parameters than the network's, several at once, and their gradients sample by sample."""
     network = nn.Sequential(random_(SLLConv2d(3, 3, bias=True)), nn.Flatten(), random_(SLLLinear(48, 5))).eval()
     z = torch.randn(4, 3, 4, 4)

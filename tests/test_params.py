@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, SHARED, needs_shared
 
 import eval.__main__ as command_line
-from backbones import lipschitz_bound, load_network
+from backbones import lipschitz_bound, load_network, stored_network
 from datasets import synthetic_pairs
 from eval.store import results
 from utils.build_dataset import write_bin
@@ -35,7 +35,7 @@ def test_the_card_is_of_this_file():
 
 
 def test_it_is_the_network_of_the_card_with_its_constant():
-    network = load_network("orthonet", WEIGHTS)
+    network = stored_network("orthonet", WEIGHTS)
     assert sum(p.numel() for p in network.parameters()) == told(r"(\d+) parameters")
     assert lipschitz_bound(network, IMAGE) == pytest.approx(told(r"\((0\.\d+), rounded up\)"), abs=1e-7)
 

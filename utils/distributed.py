@@ -57,9 +57,50 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[rank()::world_size()]
+        return _reduced(gradient, dist.ReduceOp.SUM)[rank()::world_size()]
+
+
+def sum_with_gradient(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, of the same shape on each, with a gradient: each rank gets the sum of the gradients of all ranks."""
+    return values if world_size() == 1 else _Summed.apply(values)
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return _reduced(values, dist.ReduceOp.SUM)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _reduced(gradient, dist.ReduceOp.SUM)
+
+
+def averaged_gradient(values: torch.Tensor) -> torch.Tensor:
+    """The same values, whose gradient is divided by the number of ranks, as DDP does with that of what all ranks hold."""
+    return values if world_size() == 1 else _Averaged.apply(values)
+
+
+class _Averaged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / world_size()
+
+
+def largest_of_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The largest over all ranks, entry by entry, without gradient."""
+    return values.detach() if world_size() == 1 else _reduced(values.detach(), dist.ReduceOp.MAX)
+
+
+def _reduced(values: torch.Tensor, how: Any) -> torch.Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values, how)
+    return values
 
 
 def barrier() -> None:
@@ -102,8 +143,8 @@ def sums_over_ranks(values: Sequence[int]) -> list[int]:
 
 
 def distribute(module: nn.Module, parts: int = 1) -> nn.Module:
-    """The module under DDP where there are several processes and anything to train; it is run `parts` times a step."""
-    if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+    """The module under DDP where there are several processes and anything to train in common; it is run `parts` times a step."""
+    if world_size() == 1 or getattr(module, "shard", None) or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=parts == 1)
 

@@ -17,7 +17,7 @@ from utils.remarks import warnings_as_lines
 
 # what settings that are None by default may be given
 _OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "emb_size": int, "init_weights": str, "device": str, "resume": str,
-             "val_targets": list, "epochs": int, "batch_size": int}
+             "val_targets": list, "epochs": int, "batch_size": int, "header_shards": bool, "save_header": bool}
 
 
 NO_NAMES: Mapping[str, Callable[[str], str]] = MappingProxyType({})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import InputError, checkpoint, printable
+from utils import InputError, checkpoint, printable, sharded_states
 from utils.distributed import from_first_rank, gather_objects, rank, undistributed, world_size
 from utils.faults.folder import is_owned
 from utils.faults.machines import file_of_first_rank, where
@@ -103,10 +103,15 @@ class CallBackCheckpoint:
 
     parts: the things with state_dict and load_state_dict that make up a run, by name; "model" and "header" are nn.Modules.
     settings: what a state must agree on with the run that resumes it. keep: the number of states that are kept, the newest ones.
+    save_header: whether header_*.pt is written; None: where the header is not sharded.
     """
 
-    def __init__(self, output: str | Path, parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int):
+    def __init__(self, output: str | Path, parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int,
+                 save_header: bool | None = None):
         self.output, self.parts, self.settings, self.keep = Path(output), parts, dict(settings), keep
+        self.rows = sharded_states.Rows(parts["header"], parts["optimizer"]) if hasattr(parts["header"], "shard") else None
+        self.sharded = self.rows is not None and self.rows.shard is not None
+        self.save_header = not self.sharded if save_header is None else save_header
         self.remarks: list[str] = []  # on what was found when the run was taken up
 
     def states(self) -> list[Path]:
@@ -116,24 +121,30 @@ class CallBackCheckpoint:
     def save_weights(self, name: str) -> None:
         """model_`name`.pt and header_`name`.pt: plain state dicts, which know the network that they are of (`built_as` of get_backbone).
 
-        Rank 0 writes; raises OSError where it cannot.
+        All ranks call it, rank 0 writes; raises OSError where it cannot.
         """
+        header = sharded_states.whole(self.parts["header"]) if self.save_header and self.sharded else self.parts["header"].state_dict()
         if rank() == 0:
-            for part in ("model", "header"):
-                checkpoint.save_weights(self.output / f"{part}_{name}.pt", self.parts[part], *getattr(self.parts[part], "built_as", ()))
+            checkpoint.save_weights(self.output / f"model_{name}.pt", self.parts["model"], *getattr(self.parts["model"], "built_as", ()))
+            if self.save_header:
+                checkpoint.save(self.output / f"header_{name}.pt", header)
 
     def save_state(self, progress: Mapping[str, Any]) -> None:
         """The state of all parts, `progress` (numbers, "step" among them, and dicts of them) and every rank's random state.
 
         All ranks call it, rank 0 writes; raises OSError where it cannot, and the states that were there are then still there.
         """
-        random = gather_objects(_random_state())
+        random, path = gather_objects(_random_state()), self.output / f"state_{progress['step']:08d}.pt"
+        states = {name: part.state_dict() for name, part in self.parts.items()} if rank() == 0 or self.sharded else {}
+        if self.sharded:
+            sharded_states.save(path, self.rows.take(states))
+            states["header"][sharded_states.SHARDS] = world_size()
         if rank() == 0:
-            states = {name: part.state_dict() for name, part in self.parts.items()}
             header = {"format": 1, "settings": self.settings, "progress": dict(progress), "random": random}
-            checkpoint.save(self.output / f"state_{progress['step']:08d}.pt", {**header, **states})
-            for path in self.states()[self.keep:]:
-                path.unlink(missing_ok=True)
+            checkpoint.save(path, {**header, **states})
+            for old in self.states()[self.keep:]:
+                old.unlink(missing_ok=True)
+            sharded_states.remove_orphans(self.output)
 
     def restore(self, wanted: str | None, changed: bool = False, lacking: Mapping[str, Any] = MappingProxyType({})) -> dict:
         """Put every part back as a state has it and return the progress saved with it; {} for a fresh run.
@@ -162,6 +173,8 @@ class CallBackCheckpoint:
             raise InputError(f"{chosen}: the state is of a run with other settings: {'; '.join(different)} "
                              "(resume_changed=True goes on all the same)")
         self.remarks += [f"resumed with another setting: {difference}" for difference in different]
+        if self.rows:
+            self.rows.of_state(state, Path(chosen))
         try:
             for name, part in self.parts.items():
                 _check_part(part, state[name])
@@ -188,7 +201,8 @@ class CallBackCheckpoint:
         damaged = []
         for path in states:
             try:
-                check(path, whole=True)
+                for file in (path, *sharded_states.files_of(path)):
+                    check(file, whole=True)
             except (InputError, OSError) as error:  # OSError: a link to nowhere, a bad sector
                 damaged.append((path, error))
                 continue

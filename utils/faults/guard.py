@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import RunError, checkpoint
-from utils.distributed import rank
+from utils.distributed import largest_of_ranks, rank, sum_with_gradient
 
 LOGGER = logging.getLogger("training")
 
@@ -39,13 +39,15 @@ class StepGuard:
 
     @torch.no_grad()
     def end(self, network_norm: Tensor, header: nn.Module) -> None:
-        """Count this step. network_norm: of the network's gradient, 0-d; both it and the header's gradients are equal on all ranks.
+        """Count this step. network_norm: of the network's gradient, 0-d; it is equal on all ranks, as the header's gradients are, but for
+        those of a sharded header.
 
         The header computes in float32: where its gradient is not finite, the loss or the embeddings were not either, and where only
         the network's is not, it is float16 that overflowed on the way back.
         """
         header_norms = [p.grad.norm() for p in header.parameters() if p.grad is not None]
-        bad_loss = ~torch.stack(header_norms or [torch.zeros_like(network_norm)]).sum().isfinite()
+        header_norm = torch.stack(header_norms or [torch.zeros_like(network_norm)]).sum()
+        bad_loss = ~(sum_with_gradient(header_norm) if getattr(header, "shard", None) else header_norm).isfinite()
         bad_gradient = ~network_norm.to(bad_loss.device).isfinite() & ~bad_loss
         skipped = bad_loss | bad_gradient
         for buffer, before in zip(self.buffers, self._before):
@@ -73,6 +75,12 @@ class StepGuard:
                 keep_batch(self.output, step, *self._batch)
             raise RunError(f"the last {in_a_row} steps up to {step} had a loss or gradient that is not finite, "
                            f"expected fewer than max_skipped_steps={self.max_in_a_row}")
+
+
+def agree_on_skipping(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """Let all ranks skip the step if the unscaled gradient of one is not finite, for gradients that differ between them."""
+    for found in scaler._found_inf_per_device(optimizer).values():
+        found.copy_(largest_of_ranks(found))
 
 
 def keep_batch(output: str | Path, step: int, images: Tensor, labels: Tensor) -> None:

@@ -29,7 +29,7 @@ class Run:
                 ...
                 run.save_state()
 
-    cfg: num_epoch, output, keep_states, resume, resume_changed and max_bad_records are used (see config.py). parts, settings,
+    cfg: num_epoch, output, keep_states, save_header, resume, resume_changed and max_bad_records are used (see config.py). parts, settings,
     lacking: as CallBackCheckpoint and its `restore` take them. progress: what a state keeps beside the parts, "step", "highest" (the best
     accuracies by target) and "cpu_seconds" (of this process, all its threads, from where a batch is asked for to `advance`: without loading
     processes, verification and saving).
@@ -40,7 +40,7 @@ class Run:
     def __init__(self, cfg: Mapping[str, Any], parts: Mapping[str, Any], settings: Mapping[str, Any], loader: Loader,
                  lacking: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.loader, self.epochs, self.max_bad_records = loader, cfg["num_epoch"], cfg["max_bad_records"]
-        self.checkpoints = CallBackCheckpoint(cfg["output"], parts, settings, cfg["keep_states"])
+        self.checkpoints = CallBackCheckpoint(cfg["output"], parts, settings, cfg["keep_states"], cfg["save_header"])
         restored = self.checkpoints.restore(cfg["resume"], cfg["resume_changed"], lacking)
         self.progress: dict[str, Any] = {"step": 0, "highest": {}, "cpu_seconds": 0.0, **restored}
 
