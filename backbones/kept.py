@@ -24,14 +24,16 @@ def _equal(kept: "tuple[Tensor | None, ...]", now: "tuple[Tensor | None, ...]") 
     kept, now = ([p for p in parameters if p is not None] for parameters in (kept, now))
     if [(p.dtype, p.device, p.shape) for p in kept] != [(p.dtype, p.device, p.shape) for p in now]:
         return False
-    if now[0].device.type == "cpu":
-        return all(map(torch.equal, kept, now))
-    return not torch.stack([torch.ne(a, b).any() for a, b in zip(kept, now)]).any()  # waits for the device once, not once a parameter
+    pairs = [*zip(kept, now)]
+    elsewhere = [torch.ne(a, b).any() for a, b in pairs if b.device.type != "cpu"]
+    if not all(torch.equal(a, b) for a, b in pairs if b.device.type == "cpu"):
+        return False
+    return not elsewhere or not torch.stack(elsewhere).any()  # waits for the device once, not once a parameter
 
 
 def mode(layer: nn.Module) -> Tensor:
-    """Whether a layer is in training mode, as a source of weights that are computed otherwise then."""
-    return torch.tensor(layer.training, device=next(layer.parameters()).device)
+    """Whether a layer is in training mode, as a source of weights that are computed otherwise then; on the CPU, where it is asked for."""
+    return torch.tensor(layer.training, device="cpu")
 
 
 class Rescaled(nn.Module):
