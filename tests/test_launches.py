@@ -8,8 +8,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[:0] = [str(Path(__file__).parent / "benchmarks")]
-
 import losses
 from augmentation import jittered
 from backbones import BACKBONES, ScaledInput, get_backbone, image_size, input_scale
@@ -18,8 +16,11 @@ from backbones.wrappers import FlipAveraged
 from datasets import to_float
 from eval import certification
 from headers import HEADERS, get_header
-from launches import Launches, launches
 from muon import orthogonalised
+
+sys.path[:0] = [str(Path(__file__).parent / "benchmarks")]
+
+from launches import Launches, launches  # noqa: E402
 
 BATCH, CLASSES = 4, 10
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.unique_dim", "aten.equal", "aten.is_nonzero")

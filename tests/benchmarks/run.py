@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
+from launches import Launches  # noqa: E402
 from plain import plain, with_constant_t  # noqa: E402
 
 from backbones import get_backbone  # noqa: E402
@@ -168,6 +169,35 @@ def _many_images(folder: str, count: int) -> str:
     images = [encode_image((faces[k % len(faces)].int() + n).clamp(0, 255).byte(), "jpeg") for k, n in enumerate(noise)]
     write_bin(f"{folder}/many.bin", images, [k % 2 == 0 for k in range(count // 2)])
     return f"{folder}/many.bin"
+
+
+def header_rows(quick: bool) -> list[dict]:
+    """A header of a million classes x 128 on four processes, dealt out to them and held by each: the largest peak, the bytes of a step."""
+    command = [sys.executable, str(Path(__file__).with_name("header.py")), "--classes", str(10**5 if quick else 10**6)]
+    ours, theirs = (json.loads(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+                    for more in (["--sharded"], []))
+    return [row("header of a million classes, 4 processes: peak memory of one", "held by each", ours["peak"] / 2**20, theirs["peak"] / 2**20,
+                "MiB", "at most 0.333x", ours["peak"] / theirs["peak"]),
+            row("the same: sent by one in a step", "held by each", ours["sent"] / 2**20, theirs["sent"] / 2**20, "MiB", "at most 1 MiB",
+                ours["sent"] / 2**20)]
+
+
+def launch_rows(quick: bool) -> list[dict]:
+    """Kernels of `sllnet` and others on a GPU, counted on the CPU; the published code issues 351 forward and 981 with gradients."""
+    rows = []
+    for name, forward, both in (("sllnet", 350, 900), ("sllnet_small", 155, 340), ("sllnet_plus", 220, 410), ("orthonet", 190, 310)):
+        network = random_network(name)
+        images = torch.rand(2, 3, 112, 112) - 0.5
+        found = []
+        for work in (lambda: network(images), lambda: network(images).sum().backward()):
+            work()
+            network.zero_grad(set_to_none=True)
+            with Launches() as counted:
+                work()
+            found.append(counted.total)
+        for what, count, limit in zip(("forward", "forward and backward"), found, (forward, both)):
+            rows.append(row(f"{name}, {what}: kernels started", "none: a limit", count, None, "", f"at most {limit} kernels", count))
+    return rows
 
 
 class _FirstBatches(torch.nn.Module):
@@ -351,7 +381,7 @@ def help_rows(quick: bool) -> list[dict]:
 
 ATTACKED: list[str] = []
 GROUPS = {"embedding": embedding_rows, "training": training_rows, "memory": memory_rows, "data": data_rows, "evaluation": evaluation_rows,
-          "attack": attack_rows, "help": help_rows}
+          "attack": attack_rows, "help": help_rows, "header": header_rows, "launches": launch_rows}
 
 if __name__ == "__main__":
     main()
