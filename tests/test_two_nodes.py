@@ -140,8 +140,7 @@ def test_a_killed_node_is_started_again_with_the_same_line(nodes, faces, uninter
     assert "12 steps from step 2" in log(tmp_path / "run") and same_end(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("changed", [True, False])
-def test_a_job_goes_on_with_one_node_fewer(nodes, faces, uninterrupted, tmp_path, changed):
+def test_a_job_goes_on_with_one_node_fewer(nodes, faces, uninterrupted, tmp_path):
     """The node of process 0, which writes the states and has the folder, is killed; the rendezvous is on a third machine, this process."""
     store, run = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), tmp_path / "run"
 
@@ -149,22 +148,17 @@ def test_a_job_goes_on_with_one_node_fewer(nodes, faces, uninterrupted, tmp_path
         rendezvous = f"is_host=0,keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout={last_call}"
         return ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=1", "--rdzv_id=job", "--rdzv_backend=c10d",
                 f"--rdzv_endpoint=127.0.0.1:{store.port}", f"--rdzv_conf={rendezvous}", f"--local_addr=127.0.0.{number}"]
-    arguments = program(faces, run, f"resume_changed={changed}")
+    arguments = program(faces, run, "resume_changed=True")
     # agents are numbered by their addresses; the first to come waits for another one, for as long as that takes
     nodes.start("first", *command(1, 2 * PATIENCE), *arguments, faults="3:0:SIGSTOP")
     nodes.wait_for(lambda: store.check(["torch.rendezvous.job"]))
     nodes.start("second", *command(2, 1), *arguments)
     nodes.wait_for((run / "done_3_0").exists)
     nodes.kill("first")
-    status = nodes.ended("second")
+    assert nodes.ended("second") == 0, nodes.said("second")[-2000:]
     assert "train: process 1: another process ended" in nodes.said("second")
-    if changed:
-        assert status == 0, nodes.said("second")[-2000:]
-        assert "12 steps from step 2" in log(run) and "resumed with another setting: world_size was 2 and is 1" in log(run)
-        assert same_end(run, uninterrupted) and not (run / ".lock").exists()
-    else:
-        assert status == 1 and "world_size was 2 and is 1 (resume_changed=True goes on all the same)" in nodes.said("second")
-        assert not (run / "model_final.pt").exists() and (run / "state_00000002.pt").exists()
+    assert "12 steps from step 2" in log(run) and "resumed with another setting: world_size was 2 and is 1" in log(run)
+    assert same_end(run, uninterrupted) and not (run / ".lock").exists()
 
 
 @pytest.mark.parametrize("count, said", [("0", False), ("1", True)])
