@@ -2,8 +2,8 @@
 
     python train.py                                                        # one process, the embedded synthetic faces
     torchrun --standalone --nproc_per_node=8 train.py rec=/data/ms1mv3     # one node with eight GPUs
-    torchrun --nnodes=2 --node_rank=0 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 --nproc_per_node=8 train.py rec=/data/ms1mv3
-                                                                           # the same on both nodes, with node_rank=1 on the other
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_id=run1 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py rec=/data/ms1mv3
+                                                         # the same line on both of two nodes; HOST is one of them (docs/training.md)
     torchrun --standalone --nproc_per_node=2 train.py backbone=sllnet_small output=out/run   # two CPU processes
 
 Arguments are `key=value` settings over those of config.py, which lists them all. `batch_size` is that of all processes together:

@@ -53,6 +53,18 @@ def test_the_second_run_is_refused_and_touches_nothing(holder, tmp_path, capsys)
     assert not list(out.glob(".*"))
 
 
+def test_a_job_that_is_started_anew_waits_for_the_lock_of_a_machine_that_is_gone(holder, tmp_path, monkeypatch):
+    process, waits = holder(tmp_path / "out"), []
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(folders.time, "sleep", lambda seconds: (waits.append(seconds), process.kill(), process.wait()))
+    with owned(tmp_path / "out"):
+        assert waits, "it was held at first"
+    monkeypatch.setattr(folders, "LEASE", 0.0)
+    holder(tmp_path / "out")
+    with pytest.raises(InputError, match="another run is writing there"), owned(tmp_path / "out"):
+        pass
+
+
 @pytest.mark.parametrize("what, more", [("certify", ()), ("attack", ("--attack", "fgsm")), ("audit", ("--steps", "2"))])
 def test_results_folders_too(world, holder, capsys, what, more):  # noqa: F811
     holder(world / "out")

@@ -13,6 +13,7 @@ from torch import nn
 from utils import InputError, checkpoint, printable, sharded_states
 from utils.distributed import from_first_rank, gather_objects, rank, undistributed, world_size
 from utils.faults.folder import is_owned
+from utils.faults.launch import restarts
 from utils.faults.machines import file_of_first_rank, where
 from utils.files import found_in, remove_unfinished
 from utils.untrusted.torchfile import check
@@ -159,6 +160,10 @@ class CallBackCheckpoint:
         if wanted in (None, "auto"):
             _require_first_rank_to_have(there)
         if chosen is None:
+            # all are asked: the agent of a machine that came in for another one has started nothing before
+            if max(gather_objects(restarts())) and rank() == 0:
+                self.remarks.append(f"torchrun starts this job anew, and there is no state in {where(self.output)}: training begins "
+                                    "afresh. If a machine that is gone has one, give an output that all machines share")
             return {}
         with file_of_first_rank(chosen) as path:
             state = checkpoint.load(path, whole=wanted != "auto")  # a state that was chosen has been read already

@@ -11,6 +11,7 @@ from typing import IO
 
 from utils import InputError
 from utils.distributed import gather_objects, rank, world_size
+from utils.faults.launch import restarts
 from utils.faults.machines import where
 
 try:
@@ -20,6 +21,7 @@ except ImportError:  # Windows
 
 LOGGER = logging.getLogger("training")
 NAME = ".lock"
+LEASE = 120.0  # seconds for which a file server may keep the lock of a machine that is gone; NFSv4 does for 90 by default
 PATIENCE = 10.0  # seconds until a file that one machine wrote is seen by another, of which a network file system may need a few
 _held: dict[Path, bool] = {}  # folders of this process; whether no other process can have them
 
@@ -34,9 +36,10 @@ def owned(folder: "str | os.PathLike[str]", name: str = NAME, shared: bool = Fal
     """Inside, no other run that asks for it has the folder, which is made where it is missing. All ranks call it; the first one holds it.
 
     It is held by a lock of the operating system on the file `name` in it, which ends with the process, however that ends, and not with
-    the processes that load its data. Where a file system has no locks a warning says so. shared: whether all ranks must see the same
-    folder. Raises InputError, on all ranks, where another run has the folder, it cannot be written or, with `shared`, is not that of all
-    ranks. Leaves nothing behind in a folder that stayed empty. Entered once more inside, it changes nothing.
+    the processes that load its data. Where torchrun starts a job anew, the lock may be that of the start before, on a machine that is gone:
+    it is waited for, LEASE seconds at most. Where a file system has no locks a warning says so. shared: whether all ranks must see the
+    same folder. Raises InputError, on all ranks, where another run has the folder, it cannot be written or, with `shared`, is not that of
+    all ranks. Leaves nothing behind in a folder that stayed empty. Entered once more inside, it changes nothing.
     """
     folder = Path(folder)
     key = folder.resolve() / name if name != NAME else folder.resolve()
@@ -79,9 +82,17 @@ def _make(folder: Path) -> list[Path]:
 
 def _locked(folder: Path, name: str, word: str) -> IO | None:
     """The lock file, held by this process; None where the file system has no locks."""
+    deadline = time.monotonic() + (LEASE if restarts() else 0)
     while True:
         file = open(folder / name, "a+", encoding="utf-8")  # noqa: SIM115 - it is what holds the lock
-        if not _lock(file, folder):
+        try:
+            locked = _lock(file, folder)
+        except InputError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
+            continue
+        if not locked:
             file.close()
             (folder / name).write_text(f"{word}\n", encoding="utf-8")
             return None

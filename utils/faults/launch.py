@@ -11,7 +11,8 @@ _OTHERS = (("srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SL
            ("mpirun", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",)), ("mpiexec", "PMI_RANK", ("PMI_SIZE",)),
            ("mpirun", "MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",)), ("flux run", "FLUX_TASK_RANK", ("FLUX_JOB_SIZE",)))
 _HOW = ("torchrun starts as many as are wanted: torchrun --standalone --nproc_per_node=N ..., or once on each node, "
-        "srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=N --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 ...")
+        "srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=N --rdzv_id=$SLURM_JOB_ID --rdzv_backend=c10d "
+        "--rdzv_endpoint=HOST:29500 ...")
 
 
 class Launch(NamedTuple):
@@ -49,6 +50,11 @@ def launch() -> Launch:
         if port is None or port >= 2**16:
             raise InputError(f"environment: WORLD_SIZE={count}, but MASTER_PORT={_shown('MASTER_PORT')}: expected a port below 65536")
     return Launch(number, count, local or 0, local_count or 1, grouped)
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this job anew after a failure; 0 in its first start and without torchrun."""
+    return _or_none("TORCHELASTIC_RESTART_COUNT") or 0
 
 
 def alone_among_tasks() -> str | None:

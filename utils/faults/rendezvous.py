@@ -18,7 +18,7 @@ def raise_for_lost_process(error: RuntimeError, timeout: float = TIMEOUT) -> Non
     """Raise RunError instead of what a collective operation raises where another process ended or does not answer, InputError where
     another program uses their port; return for others.
     """
-    first = str(error).strip().split("\n")[0]
+    first = str(error).strip().split("\n")[0].split(". This is typically")[0]  # what gloo supposes helps nobody
     if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         raise InputError(f"environment: MASTER_PORT={os.environ.get('MASTER_PORT')}: another program uses this port") from error
     if not isinstance(error, (RunError, torch.OutOfMemoryError)) and _LOST.search(first):
