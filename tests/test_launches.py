@@ -8,7 +8,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attacks_base
 import losses
+from attacks import attack_names, preset
 from augmentation import jittered
 from backbones import BACKBONES, ScaledInput, get_backbone, image_size, input_scale
 from backbones.proof import fold
@@ -23,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent / "benchmarks")]
 from launches import Launches, launches  # noqa: E402
 
 BATCH, CLASSES = 4, 10
+ANY = torch.Tensor.any
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.unique_dim", "aten.equal", "aten.is_nonzero")
 
 
@@ -129,3 +132,41 @@ def test_a_launch_is_an_operator_that_computes():
         (x.T.reshape(2, 6)[0] + 1).view(-1).detach().sum()
         torch.empty(5)
     assert dict(counted.counts) == {"aten.ones": 1, "aten.clone": 1, "aten.add": 1, "aten.sum": 1}
+
+
+class Blind(attacks_base.Search):
+    """A search that chooses nothing by values, and has gradients without a backward pass, which needs a real device."""
+
+    def open(self):
+        return torch.arange(len(self.images), device=self.images.device)
+
+    def noise(self, index, restart=0):
+        return attacks_base.unit(torch.empty_like(self.images))
+
+    def _gradients(self, margins, points, index):
+        return torch.empty_like(points)
+
+    def _record(self, points, index, margins):
+        self.best, self.margin = points.clone(), margins
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+@pytest.mark.parametrize("name", attack_names())
+def test_the_first_step_of_an_attack_is_on_its_device(monkeypatch, name, protocol):
+    attack = preset(name, eps=None if name in ("cw", "ddn") else 1.0, protocol=protocol, **({} if name == "fgsm" else {"steps": 1}))
+    steps = []
+    for kind in type(attack).__mro__:
+        if "_step" in vars(kind):
+            plain = kind._step
+            monkeypatch.setattr(kind, "_step", lambda *a, plain=plain: (steps.append(1), plain(*a))[1])
+    monkeypatch.setattr(attacks_base, "Search", Blind)
+    monkeypatch.setattr(attacks_base, "_tighten", lambda search: None)
+    network = fold(get_backbone("linear_map"))
+    with FakeTensorMode():
+        on_fake_cuda(network)
+        # whether anything is lost, outside or over: questions to values, which there are none of
+        monkeypatch.setattr(torch.Tensor, "any", lambda self, *a, **k: False)
+        monkeypatch.setattr(torch.Tensor, "all", lambda self, *a, **k: ANY(self, *a, **k) if a else True)
+        images = torch.empty(BATCH, 3, 112, 112, device="cuda")
+        found = attack(network, images, torch.empty(BATCH, 128, device="cuda"), "dodging", 0.3)
+    assert steps and all(value.device.type == "cuda" for value in (found.adversarial, found.margin, found.success))

@@ -15,7 +15,14 @@ def plain_t(weight: Tensor, q: Tensor) -> Tensor:
     return 1 / (correlation * torch.exp(q[None] - q[:, None])).sum(1)
 
 
-class PlainSLLConv2d(SLLConv2d):
+class _Alone:
+    """A layer whose weights nobody else computes for it."""
+
+    def asks_gradients(self) -> bool:
+        return False
+
+
+class PlainSLLConv2d(_Alone, SLLConv2d):
     """z - 2 W^T T relu(W z + b), t computed in every forward pass."""
 
     def t(self) -> Tensor:
@@ -26,7 +33,7 @@ class PlainSLLConv2d(SLLConv2d):
         return z - 2 * F.conv_transpose2d(self.t().view(-1, 1, 1) * inner, self.weight, padding=self.padding)
 
 
-class PlainSLLLinear(SLLLinear):
+class PlainSLLLinear(_Alone, SLLLinear):
     """T^(1/2) (W z + b), t computed in every forward pass."""
 
     def t(self) -> Tensor:
@@ -72,5 +79,6 @@ def with_constant_t(network: nn.Module) -> nn.Module:
                 module.weight.copy_(weight)
                 if bias is not None:
                     module.bias.copy_(bias.view_as(module.bias))
+            module.asks_gradients = lambda: False
             module.rescaled = lambda m=module: (m.weight, None if m.bias is None else m.bias.flatten())
     return network

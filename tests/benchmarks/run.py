@@ -26,6 +26,7 @@ from plain import plain, with_constant_t  # noqa: E402
 
 from backbones import get_backbone  # noqa: E402
 from backbones.custom_layers import RescaledOnce  # noqa: E402
+from backbones.proof import fold  # noqa: E402
 from utils import InputError  # noqa: E402
 from utils.files import atomic_write  # noqa: E402
 
@@ -101,8 +102,8 @@ def plain_step(network, images) -> None:
 
 
 def embedding_rows(quick: bool) -> list[dict]:
-    ours = random_network().eval()
-    theirs = plain(ours)
+    network = random_network().eval()
+    ours, theirs = fold(network), plain(network)  # as load_network has it
     rows = []
     for batch, target in ((1, "20x"), (16, "3.0x"), (64, "1.7x")):
         images = torch.rand(batch, 3, 112, 112) - 0.5
