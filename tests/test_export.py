@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones import get_backbone
+from backbones import get_backbone, image_size, load_network
 from backbones.custom_layers import SLLConv2d, SLLLinear
 from backbones.export import export, fold, main
-from utils import InputError
+from backbones.kept import Rescaled
+from utils import InputError, checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,3 +106,17 @@ def test_onnx_that_computes_something_else_is_not_written(network, tmp_path, mon
     with pytest.raises(InputError, match="other embeddings"):
         export(network, tmp_path / "m.onnx", (1, 28, 28))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sllnet_small", "orthonet", "zoo_cpl"])
+def test_what_is_loaded_is_folded_and_cannot_be_stale(tmp_path, name):
+    torch.manual_seed(0)
+    network = get_backbone(name)
+    checkpoint.save_weights(tmp_path / "w.pt", network, name)
+    loaded, images = load_network(name, tmp_path / "w.pt"), torch.rand(2, *image_size(name)) - 0.5
+    assert not any(isinstance(module, Rescaled) for module in loaded.modules()) and not any(p.requires_grad for p in loaded.parameters())
+    before = loaded(images)
+    assert torch.allclose(before, network.eval()(images), atol=1e-5 * before.abs().max())
+    for p in loaded.parameters():
+        p.data.mul_(0.5)  # in a way that nobody is told of
+    assert not torch.allclose(loaded(images), before, rtol=0.1)
