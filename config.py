@@ -9,7 +9,9 @@ from easydict import EasyDict
 config = EasyDict()
 
 # data
-config.rec = "synthetic"            # a folder with train.rec and train.idx (MS1MV3 in the paper), an image folder, or "synthetic"
+# a folder with train.rec and train.idx (MS1MV3 in the paper), a .rec file, an image folder, several of these ("/data/a,/data/b": identities
+# of later ones follow those of former ones), or "synthetic"
+config.rec = "synthetic"
 config.num_classes = None           # None: read from the data. MS1MV3: 93431
 config.num_image = None             # None: all there are. MS1MV3: 5179510. "synthetic" makes about as many, equally many of each identity
 config.recordio_backend = "builtin"  # or "mxnet"
@@ -60,7 +62,7 @@ config.resume_changed = False       # go on although settings, data or the numbe
 config.timeout = 600.0              # seconds that a process waits for the others, and for a batch, before it gives up
 config.frequent = 20                # steps between two log lines
 config.verbose = 2000               # steps between two verifications
-config.val_targets = None           # names of .bin files beside the data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
+config.val_targets = None           # names of .bin files beside the (first) data; None: all there are (lfw, cfp_fp, agedb_30 in the paper)
 config.save_epochs = 5              # epochs between two pairs model_*.pt, header_*.pt (counted from 1); the last are *_final.pt
 config.save_steps = 2000            # steps between two full states, state_*.pt; the end of an epoch saves one too
 config.keep_states = 2              # how many of them are kept

@@ -1,6 +1,6 @@
 """Faces with identities as uint8 images: RecordIO files, image folders and synthetic identities, and the loader over them.
 
-    dataset = get_dataset("faces/ms1mv3")                     # or an image folder, or "synthetic"
+    dataset = get_dataset("faces/ms1mv3")                     # or an image folder, "synthetic", or several: "faces/a,faces/b"
     loader = get_dataloader(dataset, batch_size=128, num_workers=4)
     loader.set_epoch(0)
     for images, labels in loader:                             # uint8 [128, 3, H, W], int64 [128]
@@ -8,9 +8,8 @@
 
 What every dataset has is said by `Faces`.
 """
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Protocol, cast
@@ -19,13 +18,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from folder_faces import ImageFolderFaces, first_size
 from synthetic_faces import SyntheticFaces, synthetic_pairs  # noqa: F401
 from utils import InputError, RecordError
-from utils.files import files_under, folders_in, found_in, read_file
-from utils.image_folders import labelled_images
-from utils.images import MAX_ENCODED, decode_image
+from utils.files import at_home, files_under, folders_in, found_in
+from utils.images import decode_image
+from utils.joined import Joined
 from utils.loader import Loader
-from utils.record_layout import MOST_LABELS, image_keys, labels_seen, property_classes
+from utils.record_layout import EXACT, MOST_LABELS, image_keys, keys_at, labels_seen, property_classes
+from utils.record_table import blocks
 from utils.recordio import IndexedRecordFile, MXNetRecordFile, unpack
 from utils.utils_distributed_sampler import DistributedSampler, Partners
 
@@ -63,9 +64,9 @@ class RecordDataset(Dataset):
     Record 0 is a header if it has labels and no image: the images are then keys 1 .. label[0] - 1 and there are label[1] - label[0]
     identities, or more labels than that, if identities were left out. Without a header all keys are images, in the order of the index.
     Where a record has several labels the first is the identity. Where there is no .idx, the .rec is read once for it. Raises InputError
-    naming the file that cannot be used, or that says it has far more identities than images, or the record whose label num_classes has
-    no room for; RecordError naming file and key for damaged records, for labels that are no integers from 0 on and for images of
-    another size than the first one's.
+    naming the file that cannot be used, or that says it has far more identities than images, a header that leaves open how many there
+    are, or the record whose label num_classes has no room for, or is so large that float32 may have rounded it; RecordError naming file
+    and key for damaged records, for labels that are no integers from 0 on and for images of another size than the first one's.
     """
 
     def __init__(self, root_or_rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin") -> None:
@@ -77,19 +78,30 @@ class RecordDataset(Dataset):
         self.remarks = [] if idx.exists() or not rec.exists() else [
             f"{idx}: there is no such file, so all of {rec} was read for it; python -m utils.build_dataset idx --rec {rec} writes it"]
         self.file = RECORD_FILES[recordio_backend](rec, None if self.remarks else idx)
-        self.keys, identities = image_keys(self.file)
-        if num_classes is not None and identities > num_classes:
+        keys, identities = image_keys(self.file)
+        self._first_keys = keys if isinstance(keys, range) else None  # or all keys, which the file has: they are not pickled twice
+        if num_classes is not None and identities is not None and identities > num_classes:
             raise InputError(f"{rec}: {identities} identities, expected at most num_classes = {num_classes}")
-        said = num_classes or max(identities, property_classes(rec.parent / "property"))
+        said = num_classes or max(identities or 0, property_classes(rec.parent / "property"))
+        if not said and identities is None:
+            raise InputError(f"{self.file.name(0)}: a rounded number of identities, but {len(self.keys)} images; num_classes=, or a file "
+                             f"`property`, says how many: float32 is not exact from {EXACT} on, and the index has not as many records")
         seen = labels_seen(self.file, self.keys, LABELS_CHECKED if said else len(self.keys))
-        self.identities_seen, largest = len(seen), max(seen, default=0)
-        self.num_classes = num_classes or max(said, largest + 1)
-        if largest >= self.num_classes:
-            raise self._no_room(self.file.name(seen[largest]), largest)
+        self.identities_seen = seen.count
+        self.num_classes = num_classes or max(said, seen.largest + 1, 1)
+        if seen.largest >= self.num_classes:
+            raise self._no_room(self.file.name(seen.key), seen.largest)
         if num_classes is None and self.num_classes > max(len(self.keys), SPARE_CLASSES):
             raise InputError(f"{rec}: {self.num_classes} identities, but {len(self.keys)} images; num_classes={self.num_classes} takes "
                              "them all the same")
-        self.image_size = _first_size(self, lambda index: self._decode(index)[0])
+        if seen.largest >= EXACT:
+            raise self._rounded(self.file.name(seen.key), seen.largest)
+        self.image_size = first_size(self, lambda index: self._decode(index)[0])
+
+    @property
+    def keys(self) -> np.ndarray | range:
+        """Those of the images."""
+        return self.file.keys if self._first_keys is None else self._first_keys
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,11 +121,17 @@ class RecordDataset(Dataset):
             raise RecordError(f"{name}: label {label:g}, expected an integer in [0, {self.num_classes})")
         if label >= self.num_classes:
             raise self._no_room(name, int(label))
+        if label >= EXACT:
+            raise self._rounded(name, int(label))
         return decode_image(record.image, name), int(label)
 
     def _no_room(self, name: str, label: int) -> InputError:
         """Of a number of classes that is too small: nothing is damaged, and leaving records out would leave out identities."""
         return InputError(f"{name}: label {label}, expected an integer in [0, {self.num_classes}); num_classes={label + 1} has room for it")
+
+    def _rounded(self, name: str, label: int) -> InputError:
+        """Of a label that may be that of several identities."""
+        return InputError(f"{name}: label {label}, expected one below {EXACT}: from there on float32 has one for several identities")
 
     def name(self, index: int) -> str:
         """How messages call an image."""
@@ -125,78 +143,50 @@ class RecordDataset(Dataset):
 
     def labels(self) -> np.ndarray:
         """The identity of each image, int64."""
-        labels = self.file.first_labels(self.keys)
-        wrong = np.flatnonzero(~(labels >= 0) | (labels != np.floor(labels)) | (labels >= 2**31))
-        if len(wrong):
-            raise RecordError(f"{self.name(wrong[0])}: label {labels[wrong[0]]:g}, expected an integer >= 0")
-        return labels.astype(np.int64)
+        labels = np.empty(len(self), np.int64)
+        for block in blocks(len(self)):
+            found = self.file.first_labels(keys_at(self.keys, block))
+            wrong = np.flatnonzero(~(found >= 0) | (found != np.floor(found)) | (found >= EXACT))
+            if len(wrong):
+                name, label = self.name(block.start + wrong[0]), found[wrong[0]]
+                if EXACT <= label < MOST_LABELS:
+                    raise self._rounded(name, int(label))
+                raise RecordError(f"{name}: label {label:g}, expected an integer >= 0")
+            labels[block] = found
+        return labels
 
 
-class ImageFolderFaces(Dataset):
-    """A folder for each identity, numbered in the order of their sorted names, as torchvision's ImageFolder has them.
-
-    Raises InputError where the folder has no identities, an identity no images, an image cannot be decoded or has another size than
-    the first one, and where there are more identities than num_classes (None: as many as there are).
+def sources(rec: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    """The data sets that `rec` names: those of a list, or between commas, unless a file or folder is called so. Raises InputError where
+    one is named twice or there is nothing between two commas.
     """
-
-    def __init__(self, root: PathLike, num_classes: int | None = None) -> None:
-        self.samples, self.classes = labelled_images(root)
-        self.identities_seen = len(self.classes)
-        self.num_classes = num_classes or len(self.classes)
-        if len(self.classes) > self.num_classes:
-            raise InputError(f"{root}: {len(self.classes)} identities, expected at most num_classes = {self.num_classes}")
-        self.root, self.image_size = root, _first_size(self, self._decode)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """How messages call an image."""
-        return self.samples[index][0]
-
-    def labels(self) -> np.ndarray:
-        """The identity of each image, int64."""
-        return np.array([label for _, label in self.samples], dtype=np.int64)
-
-    def fingerprint(self) -> str:
-        """What tells these images from others: a SHA-256 of their paths inside the folder, hexadecimal."""
-        paths = "\0".join(os.path.relpath(path, self.root) for path, _ in self.samples)
-        return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = self._decode(index)
-        if tuple(image.shape[1:]) != self.image_size:
-            raise RecordError(f"{self.samples[index][0]}: the image has (height, width) {tuple(image.shape[1:])}, expected "
-                             f"{self.image_size} as in {self.samples[0][0]}")
-        return image, self.samples[index][1]
-
-    def _decode(self, index: int) -> torch.Tensor:
-        path = self.samples[index][0]
-        try:
-            return decode_image(read_file(path, MAX_ENCODED), path)
-        except RecordError:
-            raise
-        except InputError as error:  # a pipe, or a file that is too long
-            raise RecordError(str(error)) from None
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    if isinstance(rec, str | os.PathLike):
+        rec = [rec] if "," not in os.fspath(rec) or os.path.exists(rec) else [at_home(part.strip()) for part in os.fspath(rec).split(",")]
+    parts = [at_home(part) for part in rec]
+    places = [os.path.realpath(part) for part in parts]
+    if not parts or not all(map(os.fspath, parts)):
+        raise InputError(f"rec={','.join(map(str, parts))}: expected a path on either side of each comma")
+    if twice := next((part for part, place in zip(parts, places) if places.count(place) > 1), None):
+        raise InputError(f"rec={','.join(map(str, parts))}: {twice} is there twice, expected once: its people would be others each time")
+    return parts
 
 
-def _first_size(images: Dataset, decode: Callable[[int], torch.Tensor], tries: int = 16) -> tuple[int, int]:
-    """(height, width) of the first image, or, where that is damaged, of the next one."""
-    reasons = []
-    for index in range(min(len(images), tries)):
-        try:
-            return tuple(decode(index).shape[1:])
-        except RecordError as error:
-            reasons.append(error)
-    raise reasons[0]
-
-
-def get_dataset(rec: PathLike, num_classes: int | None = None, recordio_backend: str = "builtin", seed: int = 0) -> Faces:
+def get_dataset(rec: PathLike | Sequence[PathLike], num_classes: int | None = None, recordio_backend: str = "builtin",
+                seed: int = 0) -> Faces:
     """The dataset that `rec` names: "synthetic", a .rec file or a folder with train.rec, or a folder with a folder of images for
-    each identity. num_classes: None takes it from the data. Raises InputError that says what was looked for.
+    each identity; or several of the latter (see `sources`), as one: identities of later ones get the labels after those of the former, and
+    num_classes and the number of images are the sums. num_classes: None takes it from the data. Raises InputError that says what was
+    looked for.
     """
+    parts = sources(rec)
+    if len(parts) == 1:
+        return _dataset(parts[0], num_classes, recordio_backend, seed)
+    if "synthetic" in parts:
+        raise InputError(f"rec={','.join(map(str, parts))}: synthetic is there beside others, expected files and folders")
+    return Joined([_dataset(part, None, recordio_backend, seed) for part in parts], num_classes)
+
+
+def _dataset(rec: PathLike, num_classes: int | None, recordio_backend: str, seed: int) -> Faces:
     if str(rec) == "synthetic":
         return SyntheticFaces(**({} if num_classes is None else {"num_classes": num_classes}), seed=seed)
     path = Path(rec)

@@ -33,7 +33,7 @@ from augmentation import jittered
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
 from config_checks import ADDED, FREE, OF_A_MACHINE, PUBLISHED, checked, complete
-from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, synthetic_pairs, to_float
+from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, sources, synthetic_pairs, to_float
 from headers import HEADERS, get_header
 from losses import objective
 from lr_scheduler import PolynomialLRWarmup
@@ -246,8 +246,11 @@ def training_set(cfg: EasyDict) -> Faces:
 
 
 def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallBackVerification:
-    """On the .bin files beside the data, with synthetic data on pairs of further identities; the best so far are part of the state."""
-    targets, folder = cfg.val_targets, Path(cfg.rec) if Path(cfg.rec).is_dir() else Path(cfg.rec).parent
+    """On the .bin files beside the data, the first where there are several, with synthetic data on pairs of further identities; the best so
+    far are part of the state.
+    """
+    first = Path(sources(cfg.rec)[0])
+    targets, folder = cfg.val_targets, first if first.is_dir() else first.parent
     with contextlib.ExitStack() as stack:
         if cfg.rec == "synthetic":
             targets, file = ["synthetic"] if targets is None else targets, Path(cfg.output) / "synthetic.bin"

@@ -321,6 +321,39 @@ def _(folder):
     assert len(dataset) == images and dataset.num_classes == identities and dataset[images - 1][1] == 0
 
 
+@form("a rounded header whose counts neither index nor records say")
+def _(folder):
+    for images, damaged, header in ((2**24 + 8, (2**24 + 8,), 2**24 + 8), (2**24 + 90, (), 2**24 + 8)):
+        many = Many(images, 0, damaged)
+        many.header = pack([float(header)] * 2)
+        with pytest.raises(InputError, match=f"key 0: the header promises about {header - 1} images"):
+            image_keys(many)
+    place = records(folder / "identities", [0, 0, 1, 1])
+    with RecordWriter(place / "train") as writer:
+        writer.write(0, pack([5.0, 2.0**24 + 100]))
+        for key in range(1, 5):
+            writer.write(key, pack(float(key // 3), key, PLAIN))
+    with pytest.raises(InputError, match="key 0: a rounded number of identities, but 4 images; num_classes="):
+        RecordDataset(place)
+    assert RecordDataset(place, num_classes=2).num_classes == 2
+    (place / "property").write_text("3,48,48")
+    assert RecordDataset(place).num_classes == 3
+
+
+@form("labels from 2^24 on, where float32 has one for several identities")
+def _(folder):
+    with pytest.raises(InputError, match="key 2: label 16777216, expected one below 16777216"):
+        RecordDataset(records(folder, [0, 2**24 + 1]), num_classes=2**25)
+
+
+@form("several of them, with commas: `rec=/data/a,/data/b`")
+def _(folder):
+    for name, labels in (("a", [0, 1, 1]), ("b", [0, 2]), ("c", [1, 0])):
+        records(folder / name, labels)
+    dataset = get_dataset(f"{folder / 'a'},{folder / 'b' / 'train.rec'},{folder / 'c'}")
+    assert read_all(dataset) == [0, 1, 1, 2, 4, 6, 5] and dataset.num_classes == 7
+
+
 @form("a header that is wrong about how many images there are")
 def _(folder):
     for number, (header, words) in enumerate((((4, 6), "promises 3 images, but key 4 is one as well"),

@@ -1,18 +1,20 @@
 """The images of a dataset, decoded once: an epoch over a small one is otherwise spent on decoding."""
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from utils import InputError, RecordError
 from utils.faults.launch import launch
 from utils.faults.resources import free_memory
+from utils.shared_arrays import SharedArray
 
 
 class InMemory(Dataset):
     """The same items, labels, names and fingerprint as `dataset`, a `Faces` of datasets.py, with its images as uint8 in memory.
 
-    Processes that are forked off share them. What is damaged is an error where it is asked for, as in the dataset itself. Raises InputError
+    Other processes of this one share them. What is damaged is an error where it is asked for, as in the dataset itself. Raises InputError
     where the images would take more than half of the memory that is free, shared by the processes of a start on this machine.
     """
 
@@ -22,14 +24,15 @@ class InMemory(Dataset):
         _require_room(3 * height * width * len(dataset), f"{len(dataset)} images of {height} x {width} pixels")
         # channels last, as decoders write them and the loader stacks them
         self._images = torch.empty((len(dataset), height, width, 3), dtype=torch.uint8)
-        self._labels = torch.zeros(len(dataset), dtype=torch.int64).numpy()
+        labels = np.zeros(len(dataset), np.int64)
         self._damaged: dict[int, str] = {}
         for index in range(len(dataset)):
             try:
-                image, self._labels[index] = dataset[index]
+                image, labels[index] = dataset[index]
                 self._images[index] = image.permute(1, 2, 0)
             except RecordError as error:
                 self._damaged[index] = str(error)
+        self._labels = SharedArray(labels)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the dataset has: num_classes, image_size, labels, name, fingerprint, remarks, identities_seen."""
@@ -43,7 +46,7 @@ class InMemory(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if index in self._damaged:
             raise RecordError(self._damaged[index])
-        return self._images[index].permute(2, 0, 1), int(self._labels[index])
+        return self._images[index].permute(2, 0, 1), int(self._labels.array[index])
 
 
 def _require_room(needed: int, what: str) -> None:

@@ -1,9 +1,11 @@
 """The index of a RecordIO file: "key<TAB>offset" lines of an .idx, or, where there is none, what the records themselves say."""
 import codecs
+import io
 import os
 import struct
 import warnings
 from array import array
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,19 +19,51 @@ _ENDS_A_RECORD = (0, 3)  # flags of a whole record, and of the last part of one
 
 
 def read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64, of an index file. Raises InputError naming the line that is no entry."""
+    """(keys, offsets), int64, of an index file, read in pieces. Raises InputError naming the line that is no entry."""
+    columns = array("q"), array("q")  # they grow in place, so that nothing is there twice
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about a file without data, which is an error below
-            warnings.simplefilter("error", DeprecationWarning)  # numpy 1.26 still takes "1e1" for an integer, with a warning
-            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", comments=None, ndmin=2, encoding="utf-8-sig")
+        for lines in _whole_lines(path):
+            for column, values in zip(columns, _entries(lines).T):
+                column.frombytes(values.tobytes())
+        if not columns[0]:
+            raise ValueError("no entries")
     except (ValueError, OverflowError, DeprecationWarning) as error:
         raise InputError(f"{path}: {_bad_line(path) or error}") from None
-    if table.shape[1] != 2 or len(table) == 0:
-        raise InputError(f"{path}: {_bad_line(path) or 'no entries'}")
-    if table.min() < 0:
-        raise InputError(f"{path}: {_bad_line(path)}")
-    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
+    return np.frombuffer(columns[0], np.int64), np.frombuffer(columns[1], np.int64)
+
+
+def _whole_lines(path: str) -> Iterator[bytes]:
+    """A file in pieces of some _BLOCK bytes that end where a line ends, without a byte order mark."""
+    with open(path, "rb") as file:
+        pieces = [file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)]
+        while data := file.read(_BLOCK):
+            end = 1 + max(data.rfind(b"\n"), data.rfind(b"\r"))
+            if end:
+                yield b"".join([*pieces, data[:end]])
+                pieces = []
+            pieces.append(data[end:])
+        if rest := b"".join(pieces):
+            yield rest
+
+
+def _entries(lines: bytes) -> np.ndarray:
+    """int64 [entries, 2] of lines of an index. What is not just digits, tabs and line ends is left to np.loadtxt, which raises ValueError,
+    OverflowError or DeprecationWarning.
+    """
+    text = lines.replace(b"\r\n", b"\n")
+    text += b"" if text.endswith(b"\n") else b"\n"
+    between = text.translate(None, b"0123456789")
+    if between == b"\t\n" * (len(between) // 2) and text[:1] != b"\t" and b"\t\n" not in text and b"\n\t" not in text:
+        table = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+        if table.max() < 10**18:  # what is larger may have been too large
+            return table
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about a text without data
+        warnings.simplefilter("error", DeprecationWarning)  # numpy 1.26 still takes "1e1" for an integer, with a warning
+        table = np.loadtxt(io.StringIO(lines.decode(), newline=None), np.int64, delimiter="\t", comments=None, ndmin=2)
+    if table.size and (table.shape[1] != 2 or table.min() < 0):
+        raise ValueError("no entries")
+    return table
 
 
 def _bad_line(path: str) -> str | None:
@@ -63,7 +97,7 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
             whole, position = word >> 29 in _ENDS_A_RECORD, position + _FRAME.size + length + -length % 4
     if not offsets or not whole or position > size + 3:
         raise InputError(f"{path}: {size} bytes end within record {max(0, len(offsets) - 1)}: cut short")
-    return np.arange(len(offsets)), np.frombuffer(offsets, np.int64).copy()
+    return np.arange(len(offsets)), np.frombuffer(offsets, np.int64)
 
 
 def write_index(rec: str, idx: str) -> int:

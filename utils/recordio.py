@@ -8,7 +8,6 @@ follow. After that come the bytes of the image.
 """
 import contextlib
 import errno
-import hashlib
 import os
 import struct
 import warnings
@@ -21,6 +20,7 @@ import numpy as np
 from utils import InputError, RecordError
 from utils.files import atomic_write, is_a
 from utils.record_index import MAGIC, read_index, scan
+from utils.record_table import RecordTable, blocks
 
 MAX_LENGTH = 2**29 - 1
 # The parts of a record are joined in a Python loop; a crafted file could hold a hundred million empty ones.
@@ -71,8 +71,8 @@ def pack(label: float | Sequence[float] | np.ndarray, identifier: int = 0, image
 class IndexedRecordFile:
     """Random access to the records of a .rec file; idx_path: None reads all of it once for what an index would say (`scan`).
 
-    keys: int64 [N] in the order of the index file. The file is opened on first use in each process, so that objects can be pickled
-    and used in forked or spawned workers; reading at a place, not through a memory map, turns a file that shrinks or a disk that
+    The file is opened on first use in each process, so that objects can be pickled and used in forked or spawned workers, which share the
+    index (`SharedArray`); reading at a place, not through a memory map, turns a file that shrinks or a disk that
     fails into an error where the map would kill the process. Raises InputError where a file is missing, the index is malformed, has
     keys or offsets twice or points out of the file, and where the last record is cut short or followed by one that is not in the index.
     """
@@ -84,24 +84,21 @@ class IndexedRecordFile:
                 raise InputError(f"{path}: there is no such file")
         self.size = os.path.getsize(self.rec_path)
         self._file: Any = None
-        self.keys, offsets = scan(self.rec_path) if idx_path is None else self._read_index()
-        self._check_offsets(self.keys, offsets)
-        by_key = np.argsort(self.keys, kind="stable")
-        self._sorted_keys = self.keys[by_key]
-        self._check_unique(self._sorted_keys, "key")
-        by_offset = np.argsort(offsets, kind="stable")
-        self._check_unique(offsets[by_offset], "offset")
-        limits = np.empty_like(offsets)  # a record must end where the next one in the index begins, or before
-        limits[by_offset] = np.append(offsets[by_offset][1:], self.size)
-        self._starts, self._limits = offsets[by_key], limits[by_key]
-        self._check_last(int(self.keys[by_offset[-1]]))
+        keys, offsets = scan(self.rec_path) if idx_path is None else self._read_index()
+        self._check_offsets(keys, offsets)
+        self._table = RecordTable(keys, offsets, self.size, self.idx_path)
+        self._check_last(self._table.last)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """int64 [N], in the order of the index file."""
+        return self._table.keys
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._table)
 
     def __contains__(self, key: int) -> bool:
-        place = self._sorted_keys.searchsorted(key)
-        return bool(place < len(self) and self._sorted_keys[place] == key)
+        return key in self._table
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
@@ -112,16 +109,13 @@ class IndexedRecordFile:
 
     def fingerprint(self) -> str:
         """What tells this file from others without reading all of it: the SHA-256 of its index and its size, hexadecimal."""
-        digest = hashlib.sha256(str(self.size).encode())
-        for values in (self.keys, self._starts):
-            digest.update(values.tobytes())
-        return digest.hexdigest()
+        return self._table.fingerprint()
 
     def read(self, key: int) -> bytes:
         """The payload of a record. Raises, naming file and key, RecordError where it is damaged, and InputError where the key is not
         in the index or the whole file is gone, shorter than it was, or unreadable.
         """
-        start, limit = self._span(key)
+        start, limit = self._table.span(key)
         data = _Window(self, start, limit, self.name(key))
         parts, position, following = [], start, (_WHOLE, _FIRST)
         while True:
@@ -141,15 +135,22 @@ class IndexedRecordFile:
                 return parts[0] if flag == _WHOLE else _MAGIC_BYTES.join(parts)
             position, following = end + -length % 4, (_MIDDLE, _LAST)
 
-    def first_labels(self, keys: np.ndarray) -> np.ndarray:
-        """The (first) label of each record of `keys`, float64 [len(keys)], without reading the images. Raises as `read` does."""
+    def first_labels(self, keys: np.ndarray, damaged: float | None = None) -> np.ndarray:
+        """The (first) label of each record of `keys`, float64 [len(keys)], without reading the images; `damaged`, unless that is None, of
+        those that cannot be read. Raises as `read` does.
+        """
         labels = np.empty(len(keys))
-        for number, key in enumerate(keys.tolist()):
-            labels[number] = self._first_label(key)
+        for number, key in enumerate(keys):
+            try:
+                labels[number] = self._first_label(int(key))
+            except RecordError:
+                if damaged is None:
+                    raise
+                labels[number] = damaged
         return labels
 
     def _first_label(self, key: int) -> float:
-        start, limit = self._span(key)
+        start, limit = self._table.span(key)
         if start + _TO_LABEL.size <= limit:
             magic, length, flag, label, _, _, first = _TO_LABEL.unpack(self._bytes(start, _TO_LABEL.size, self.name(key)))
             if magic == MAGIC and _HEADER.size + 4 * (flag > 0) <= length <= MAX_LENGTH:
@@ -170,12 +171,6 @@ class IndexedRecordFile:
             raise InputError(f"{self.rec_path}: {found} bytes, expected {self.size}: the file shrank while in use")
         return data
 
-    def _span(self, key: int) -> tuple[int, int]:
-        if key not in self:
-            raise InputError(f"{self.idx_path}: key {key} is not in the index")
-        place = self._sorted_keys.searchsorted(key)
-        return int(self._starts[place]), int(self._limits[place])
-
     def _overrun(self, key: int, end: int, limit: int) -> RecordError:
         if limit == self.size:
             return RecordError(f"{self.name(key)}: ends at byte {end}, but the file has {self.size}: truncated")
@@ -193,19 +188,17 @@ class IndexedRecordFile:
             return file.read(300)
 
     def _check_offsets(self, keys: np.ndarray, offsets: np.ndarray) -> None:
-        wrong = np.flatnonzero((offsets % 4 != 0) | (offsets < 0) | (offsets > self.size - _FRAME.size))
-        if len(wrong):
-            raise InputError(f"{self.idx_path}: key {keys[wrong[0]]} has offset {offsets[wrong[0]]}, expected a multiple of 4 up to "
-                             f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes{is_a(self._beginning())})")
-
-    def _check_unique(self, values: np.ndarray, what: str) -> None:
-        twice = np.flatnonzero(values[1:] == values[:-1])
-        if len(twice):
-            raise InputError(f"{self.idx_path}: {what} {values[twice[0]]} is there twice, expected once")
+        for block in blocks(len(offsets)):
+            part = offsets[block]
+            wrong = np.flatnonzero((part % 4 != 0) | (part < 0) | (part > self.size - _FRAME.size))
+            if len(wrong):
+                key, offset = keys[block][wrong[0]], part[wrong[0]]
+                raise InputError(f"{self.idx_path}: key {key} has offset {offset}, expected a multiple of 4 up to "
+                                 f"{self.size - _FRAME.size} ({self.rec_path} has {self.size} bytes{is_a(self._beginning())})")
 
     def _check_last(self, key: int) -> None:
         """A download of either file that broke off is noticed at once rather than after hours of training, or never."""
-        start, limit = self._span(key)
+        start, limit = self._table.span(key)
         magic, word = _FRAME.unpack(self._bytes(start, _FRAME.size, self.name(key)))
         flag, end = word >> 29, start + _FRAME.size + (word & MAX_LENGTH)
         if magic != MAGIC:
@@ -249,7 +242,7 @@ class MXNetRecordFile(IndexedRecordFile):
 
     def read(self, key: int) -> bytes:
         """The payload of a record, as MXNet's reader has it. Raises as `IndexedRecordFile.read`."""
-        self._span(key)
+        self._table.span(key)
         if self._pid != os.getpid():  # a forked copy of a handle would move the file position of its parent
             self._reader = import_mxnet().recordio.MXIndexedRecordIO(self.idx_path, self.rec_path, "r")
             self._pid = os.getpid()

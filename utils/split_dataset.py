@@ -11,7 +11,7 @@ from utils import InputError
 from utils.build_dataset import write_bin
 from utils.files import atomic_write
 from utils.images import image_size
-from utils.record_layout import image_keys
+from utils.record_layout import image_keys, keys_at
 from utils.recordio import IndexedRecordFile, RecordWriter, pack, unpack
 
 
@@ -39,7 +39,7 @@ def split_rec(rec: Path, out: Path, identities: int, false_pairs: int | None = N
     rec = rec if rec.suffix == ".rec" else rec / "train.rec"
     idx = rec.with_suffix(".idx")
     file = IndexedRecordFile(rec, idx if idx.exists() else None)
-    keys = image_keys(file)[0]
+    keys = keys_at(image_keys(file)[0], slice(None))
     labels = file.first_labels(keys)
     people = np.unique(labels)
     if not 0 < identities < len(people):
@@ -63,8 +63,8 @@ def _write_rec(file: IndexedRecordFile, keys: np.ndarray, labels: np.ndarray, ou
     first_identity, height_width = len(keys) + 1, image_size(bytes(_image(file, int(keys[0]))), file.name(int(keys[0])))
     with atomic_write(out / "property") as properties, RecordWriter(out / "train") as writer:
         writer.write(0, pack([first_identity, first_identity + len(starts) - 1]))
-        for key, source in enumerate(keys.tolist(), 1):
-            writer.write(key, file.read(source))
+        for key, source in enumerate(keys, 1):
+            writer.write(key, file.read(int(source)))
         for number, (start, end) in enumerate(zip(starts, starts[1:])):
             writer.write(first_identity + number, pack([start, end], first_identity + number))
         properties.write(f"{len(starts) - 1},{height_width[0]},{height_width[1]}\n")

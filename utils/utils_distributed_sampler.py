@@ -7,6 +7,7 @@ from torch.utils.data import Sampler
 from utils import InputError
 from utils.distributed import rank as this_rank
 from utils.distributed import world_size
+from utils.record_table import blocks, least_integer
 
 # behind (seed, epoch): another stream of numbers than that of the permutation
 _PARTNERS = 1
@@ -24,19 +25,26 @@ class Partners:
         if batch_size % 2:
             raise InputError(f"batch_size: {batch_size} on all ranks together, expected an even number with partners")
         self.batch_size, self.seed = batch_size, seed
-        numbers = np.arange(len(labels))
-        persons = np.unique(np.where(labels < 0, -1 - numbers, labels), return_inverse=True)[1].reshape(-1)
-        self._by_person = np.argsort(persons, kind="stable")  # the images of each person side by side
-        self._counts = np.bincount(persons, minlength=1)[persons]
-        self._starts = np.searchsorted(persons[self._by_person], persons)
-        self._places = np.empty_like(numbers)  # of each image among those of its person
-        self._places[self._by_person] = numbers - self._starts[self._by_person]
+        kind = least_integer(len(labels))
+        order = np.argsort(labels, kind="stable")  # the images of each person side by side
+        ordered = labels[order]
+        begins = np.append(True, (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0))[:len(labels)]  # whom nobody is on is alone
+        self._starts = np.append(np.flatnonzero(begins), len(labels)).astype(kind)  # of each person in that order, and its end
+        self._by_person = order.astype(kind)
+        self._persons, self._places = np.empty(len(labels), kind), np.empty(len(labels), kind)  # of each image: whose, where in that order
+        self._persons[order] = np.cumsum(begins, dtype=kind) - 1
+        self._places[order] = np.arange(len(labels), dtype=kind)
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """The partner of each sample, int64 [N]."""
-        numbers = np.random.default_rng([self.seed, epoch, _PARTNERS]).random(len(self._counts))
-        onwards = 1 + (numbers * (self._counts - 1)).astype(np.int64)
-        return self._by_person[self._starts + (self._places + onwards) % self._counts]
+        """The partner of each sample, [N] integers."""
+        generator, partners = np.random.default_rng([self.seed, epoch, _PARTNERS]), np.empty_like(self._by_person)
+        for block in blocks(len(partners)):
+            persons = self._persons[block]
+            starts = self._starts[persons]
+            counts = self._starts[persons + 1] - starts
+            onwards = 1 + (generator.random(len(persons)) * (counts - 1)).astype(np.int64)
+            partners[block] = self._by_person[starts + (self._places[block] - starts + onwards) % counts]
+        return partners
 
     def paired(self, order: np.ndarray, epoch: int) -> np.ndarray:
         """The samples `order` of an epoch with partners in the second half of each whole batch."""
@@ -82,14 +90,15 @@ class DistributedSampler(Sampler[int]):
         return self.num_samples_total // self.num_replicas
 
     def indices(self) -> np.ndarray:
-        """The samples of this rank from `start` on, as int64 [len(self) - start]."""
-        order = np.arange(self.num_samples_total)
+        """The samples of this rank from `start` on, [len(self) - start] integers: of 4 bytes where they are enough."""
+        order = np.arange(self.num_samples_total, dtype=least_integer(self.num_samples_total))
         if self.shuffle:
             # a sequence as the seed, because seed + epoch would make epoch 1 of seed 0 the same as epoch 0 of seed 1
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples_total)
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
         if self.partners:
             order = self.partners.paired(order, self.epoch)
-        return order[self.rank:len(self) * self.num_replicas:self.num_replicas][self.start:]
+        share = order[self.rank:len(self) * self.num_replicas:self.num_replicas][self.start:]
+        return share if self.num_replicas == 1 else share.copy()  # the shares of others need not stay in memory
 
     def __iter__(self) -> Iterator[int]:
         return map(int, self.indices())

@@ -17,7 +17,7 @@ def declare(commands: Any) -> None:
                                              "writes probes.csv and summary.json.")
     parser.add_argument("--rec", required=True, metavar="PATH",
                         help="faces with identities: a folder with train.rec and train.idx, a .rec file, a folder with a folder of "
-                             "images for each identity, or synthetic")
+                             "images for each identity, several of these with commas between them, or synthetic")
     parser.add_argument("--out", required=True, metavar="DIR", help="results folder")
     network_arguments(parser)
     parser.add_argument("--enrolled", type=count, default=1, metavar="K", help="images of an identity in its template (default 1)")
@@ -50,12 +50,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _identify(args: argparse.Namespace, folder: Path, device: Any) -> None:
-    from datasets import get_dataset
+    from datasets import get_dataset, sources
     from eval import identification
     from eval.store.subject import load_model
     dataset = get_dataset(args.rec)
     model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
-    origin = {**model.origin, "faces": printable(Path(args.rec).name), "faces_fingerprint": dataset.fingerprint()}
+    faces = printable("+".join(Path(part).name for part in sources(args.rec)))
+    origin = {**model.origin, "faces": faces, "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)
     split = identification.split_identities(dataset.labels(), args.enrolled, args.unknown, args.limit, args.seed)
     probes, summary = identification.identify(model.network, dataset, split, args.fpir, args.tau, args.eps, args.poisoned, device=device,
