@@ -22,7 +22,7 @@ from config import config
 from utils.faults.launch import _HOW
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 150  # seconds, in which a machine whose cores others use starts a few processes
+PATIENCE = 300  # seconds, in which a machine whose cores others use starts a few processes
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes of a node are found by /proc")
 
 
@@ -122,6 +122,7 @@ def test_torchrun_takes_the_lines_for_several_nodes():
         assert "node_rank" not in line, "c10d does not look at it"
 
 
+@pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="half a minute of waiting for torchrun: make test SLOW_TESTS=1")
 def test_a_killed_node_is_started_again_with_the_same_line(nodes, faces, uninterrupted, tmp_path):
     """The line of docs/training.md, on both. The node without the rendezvous is killed at step 3, while all wait for it."""
     line = next(line for line in launch_lines() if "--max-restarts" in line and "--nnodes=2 " in line)

@@ -110,7 +110,7 @@ class CallBackCheckpoint:
     def __init__(self, output: str | Path, parts: Mapping[str, Any], settings: Mapping[str, Any], keep: int,
                  save_header: bool | None = None):
         self.output, self.parts, self.settings, self.keep = Path(output), parts, dict(settings), keep
-        self.rows = sharded_states.Rows(parts["header"], parts["optimizer"]) if hasattr(parts["header"], "shard") else None
+        self.rows = sharded_states.Rows(parts["header"], parts["optimizer"]) if hasattr(parts.get("header"), "shard") else None
         self.sharded = self.rows is not None and self.rows.shard is not None
         self.save_header = not self.sharded if save_header is None else save_header
         self.remarks: list[str] = []  # on what was found when the run was taken up
