@@ -121,7 +121,7 @@ TABLES: dict[str, dict[str, Row]] = {
     },
     # the network of params/orthonet_faces.pt, with seed 0
     "flagship": {
-        "flagship": Row("orthonet, 256 channels", {**_orthonet(channels=[256]), **TOGETHER, "jitter": 1.0}, 120),
+        "flagship": Row("orthonet, 256 channels", {**_orthonet(channels=[256]), **TOGETHER, "jitter": 1.3}, 400),
     },
 }
 
