@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sharding
-from headers_base import HEADERS, Header, HeaderEntry, at_own_targets, norms_of, subtract_at_targets
+from headers_base import HEADERS, Header, HeaderEntry, norms_of, subtract_at_targets
+from sharding import at_own_targets
 from utils import InputError
 from utils.registry import check_arguments
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sharding
+from sharding import at_own_targets
 from utils.distributed import all_gather_interleaved, averaged_gradient, largest_of_ranks, rank, sum_with_gradient, world_size
 from utils.registry import Registry
 
@@ -99,11 +100,6 @@ class Header(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
-
-
-def at_own_targets(values: Tensor, labels: Tensor) -> Tensor:
-    """The entry of each row at its label, [N]; that of column 0 where the label is -1."""
-    return values.gather(1, labels.clamp_min(0).view(-1, 1)).squeeze(1)
 
 
 def subtract_at_targets(values: Tensor, labels: Tensor, margin: Tensor | float) -> Tensor:

@@ -91,6 +91,11 @@ def drawn_rows(num_classes: int, emb_size: int, shard: Shard | None) -> Tensor:
     return rows
 
 
+def at_own_targets(values: Tensor, labels: Tensor) -> Tensor:
+    """The entry of each row at its label, [N]; that of column 0 where the label is -1."""
+    return values.gather(1, labels.clamp_min(0).view(-1, 1)).squeeze(1)
+
+
 def cross_entropy(header: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
     """The mean cross entropy of this rank's samples under a sharded header, whose gradients are those of the mean over ranks.
 
@@ -100,6 +105,6 @@ def cross_entropy(header: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
     largest = largest_of_ranks(logits.detach().amax(1))
     sums = torch.exp(logits - largest[:, None]).sum(1)
     own = header.own_labels
-    targets = torch.where(own >= 0, logits.gather(1, own.clamp_min(0)[:, None])[:, 0], 0.0)
+    targets = torch.where(own >= 0, at_own_targets(logits, own), 0.0)
     sums, targets = sum_with_gradient(torch.stack([sums, targets]))
     return (sums.log() + largest - targets)[rank()::world_size()].mean()

@@ -6,7 +6,7 @@ passes of one step, with all gradients.
 
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -101,9 +101,8 @@ class Rescaled(nn.Module):
         return state
 
 
-def all_fresh(layers: Iterable[Rescaled]) -> list[Pair]:
+def all_fresh(layers: Sequence[Rescaled]) -> list[Pair]:
     """Weight and bias of each layer, computed anew: of those that are alike, together."""
-    layers = list(layers)
     groups: dict[Any, list[Rescaled]] = {}
     for layer in layers:
         key = layer.alike()

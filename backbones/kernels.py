@@ -91,12 +91,12 @@ def _unit(weight: Tensor, n: Tensor) -> Tensor:
 
 def _correlations(v: Tensor) -> Tensor:
     """K[s] of v [L, C, Cin, k, k] for one of each pair of shifts, and half of K[0], which is its own: [(m^2+1)/2, L, C, C]."""
-    layers, rows, columns, k, _ = v.shape
+    layers, rows, _, k, _ = v.shape
     if k == 1:
         v = v.flatten(2)
         return (v @ v.mT / 2)[None]
     waves = _waves(k, v)
-    plus, minus, alone = (_products(wave, v).view(-1, rows, columns) for wave in waves.of_taps)
+    plus, minus, alone = _transformed(waves, v)
     g, h = (plus @ minus.mT).view(len(waves.of_taps[0]), -1), (alone @ alone.mT).view(len(waves.of_taps[2]), -1)
     half = torch.addmm(waves.back @ g, waves.back_alone, h).view(-1, layers, rows, rows)
     return half + (waves.back_transposed @ g).view_as(half).mT
@@ -104,23 +104,24 @@ def _correlations(v: Tensor) -> Tensor:
 
 def _correlations_backward(v: Tensor, half: Tensor, outer: Tensor) -> Tensor:
     """The gradient of v, [L, C, Cin, k, k], where that of each |K_ij[s]| + |K_ji[s]| of `half` is outer_ij, [L, C, C] and symmetric."""
-    layers, rows, columns, k, _ = v.shape
+    _, rows, _, k, _ = v.shape
     grad = outer * half.sign()
     if k == 1:
         return (grad[0] @ v.flatten(2)).view_as(v)
     waves, grad = _waves(k, v), grad.flatten(1)
     of_g = (waves.back.T @ grad).view(-1, rows, rows) + (waves.back_transposed.T @ grad).view(-1, rows, rows).mT
     of_h = (waves.back_alone.T @ grad).view(-1, rows, rows)
-    plus, minus, alone = (_products(wave, v).view(-1, rows, columns) for wave in waves.of_taps)
+    plus, minus, alone = _transformed(waves, v)
     parts = of_g @ minus, of_g.mT @ plus, (of_h + of_h.mT) @ alone
     of_plus, of_minus, of_alone = (part.view(len(wave), -1).T for part, wave in zip(parts, waves.of_taps))
     grad_v = torch.addmm(torch.addmm(of_alone @ waves.of_taps[2], of_plus, waves.of_taps[0]), of_minus, waves.of_taps[1])
     return grad_v.view_as(v)
 
 
-def _products(wave: Tensor, v: Tensor) -> Tensor:
-    """[waves, L * C * Cin] of the taps of v [L, C, Cin, k, k] with `wave` [waves, k * k]."""
-    return wave @ v.reshape(-1, wave.shape[1]).T
+def _transformed(waves: "_Waves", v: Tensor) -> list[Tensor]:
+    """R + I, R - I, and R(0) and I, each [frequencies * L, C, Cin], of v [L, C, Cin, k, k]."""
+    taps = v.reshape(-1, waves.of_taps[0].shape[1]).T
+    return [(wave @ taps).view(-1, *v.shape[1:3]) for wave in waves.of_taps]
 
 
 class _Waves(NamedTuple):

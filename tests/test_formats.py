@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from many_records import Many
 from PIL import Image
 from torch import nn
 
@@ -273,36 +274,13 @@ def _(folder):
             dataset[index]
 
 
-class Many:
-    """Records of which only what is asked for is made: a header, images, and identity records."""
-    idx_path = "many.idx"
-
-    def __init__(self, images, identities, damaged=()):
-        self.images, self.damaged, self.keys = images, damaged, np.arange(1 + images + identities)
-        self.header = pack([float(images + 1), float(images + 1 + identities)])
-
-    def __len__(self):
-        return len(self.keys)
-
-    def __contains__(self, key):
-        return 0 <= key < len(self.keys)
-
-    def name(self, key):
-        return f"many.rec: key {key}"
-
-    def read(self, key):
-        if key in self.damaged:
-            raise RecordError(f"many.rec: key {key}: damaged")
-        return self.header if key == 0 else pack(0.0, key, b"image") if key <= self.images else pack([1.0, 2.0], key)
-
-
 @form("more than 2^24 records, whose header is rounded")
 def _(folder):
     for images, identities in ((2**24 - 2, 5), (2**24 + 1, 1), (2**24 + 3, 0), (2**25 + 5, 777)):
-        keys, found = image_keys(Many(images, identities))
+        keys, found = image_keys(Many(images, identities, tiled=False))
         assert (keys[0], keys[-1], len(keys)) == (1, images, images) and found == identities, (images, identities)
     images, identities, step = 2**24 + 2, 1001, 512
-    assert np.float32(images + 1) != images + 1 and len(image_keys(Many(images, identities, damaged=(images + 2,)))[0]) == images
+    assert np.float32(images + 1) != images + 1 and len(image_keys(Many(images, identities, damaged=(images + 2,), tiled=False))[0]) == images
     total, small = 1 + images + identities, written(face(size=4), "PNG")
     with open(folder / "train.rec", "wb") as file:  # most of it is a hole
         def put(key, payload):
@@ -324,7 +302,7 @@ def _(folder):
 @form("a rounded header whose counts neither index nor records say")
 def _(folder):
     for images, damaged, header in ((2**24 + 8, (2**24 + 8,), 2**24 + 8), (2**24 + 90, (), 2**24 + 8)):
-        many = Many(images, 0, damaged)
+        many = Many(images, 0, damaged, tiled=False)
         many.header = pack([float(header)] * 2)
         with pytest.raises(InputError, match=f"key 0: the header promises about {header - 1} images"):
             image_keys(many)

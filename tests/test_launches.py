@@ -22,7 +22,7 @@ from muon import orthogonalised
 
 sys.path[:0] = [str(Path(__file__).parent / "benchmarks")]
 
-from launches import Launches, launches  # noqa: E402
+from launches import CEILINGS, Launches, launches  # noqa: E402
 
 BATCH, CLASSES = 4, 10
 ANY = torch.Tensor.any
@@ -115,8 +115,7 @@ def forward_of(name, batch=64):
     return make
 
 
-# kernels of a forward pass for training, and with its backward pass; the published code issues 351 and 981 for sllnet
-@pytest.mark.parametrize("name, forward, both", [("sllnet", 300, 690), ("sllnet_small", 155, 340), ("sllnet_plus", 220, 410), ("orthonet", 190, 310)])
+@pytest.mark.parametrize("name, forward, both", [(name, *ceilings) for name, ceilings in CEILINGS.items()])
 def test_few_kernels_are_started(name, forward, both):
     assert launches(forward_of(name)).total() <= forward
     network, images = get_backbone(name), torch.rand(2, *image_size(name)) - 0.5

@@ -211,7 +211,7 @@ def test_a_state_of_a_whole_header_goes_on_in_shards(world, tmp_path):
     assert len([*(tmp_path / "run").glob("state_*.shard_*")]) == len([*(tmp_path / "run").glob("state_????????.pt")]) == 2, "older ones are gone"
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut short", "of another header", "of another range"])
+@pytest.mark.parametrize("harm", ["missing", "cut short", "changed in a byte", "of another header", "of another range"])
 def test_harmed_shards_are_refused_and_older_states_taken(world, tmp_path, capsys, harm):
     assert run(world, tmp_path / "run", "header_shards=True", "keep_states=9") == 0
     shard = tmp_path / "run/state_00000006.shard_0_of_1.pt"
@@ -220,6 +220,11 @@ def test_harmed_shards_are_refused_and_older_states_taken(world, tmp_path, capsy
         shard.unlink()
     elif harm == "cut short":
         shard.write_bytes(shard.read_bytes()[:-100])
+    elif harm == "changed in a byte":
+        data = bytearray(shard.read_bytes())
+        place = data.find(content["weight"].numpy().tobytes())
+        data[place] ^= 1
+        shard.write_bytes(data)
     else:
         content["weight"] = content["weight"][:, :5] if harm == "of another header" else content["weight"]
         torch.save({**content, "first": 3} if harm == "of another range" else content, shard)

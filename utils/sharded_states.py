@@ -53,21 +53,22 @@ class Rows:
         states["header"]["weight"] = rows["weight"]
         states["optimizer"]["state"].get(self.number, {}).update({name: rows[name] for name in _MOMENTS if name in rows})
 
-    def of_state(self, state: MutableMapping[str, Any], path: Path) -> None:
+    def of_state(self, state: MutableMapping[str, Any], path: Path, checked: bool) -> None:
         """Give a state that was read from `path` the rows of this process, from the files of its shards or from among all its rows.
 
-        All ranks call it. Raises InputError for files that are missing, damaged, or no shards of such a header.
+        checked: compare the files with their checksums. All ranks call it. Raises InputError for files that are missing, damaged, or no
+        shards of such a header.
         """
         header = state["header"]
         if not isinstance(header, dict) or not (SHARDS in header or self.shard):
             return
         if SHARDS in header:
-            self.put(state, self._from_files(path, header.pop(SHARDS)))
+            self.put(state, self._from_files(path, header.pop(SHARDS), checked))
         elif "weight" in header:
-            whole = {**self.take(state), "first": 0}
-            self.put(state, {name: value[self.first:self.last] for name, value in whole.items() if name != "first"})
+            rows = self.take(state)
+            self.put(state, {name: value[self.first:self.last] for name, value in rows.items() if name != "first"})
 
-    def _from_files(self, path: Path, count: Any) -> dict[str, Tensor]:
+    def _from_files(self, path: Path, count: Any, checked: bool) -> dict[str, Tensor]:
         if type(count) is not int or not 0 < count < 2**20:
             raise InputError(f"{path}: says that its header is in {count!r} files: damaged")
         parts: dict[str, list[Tensor]] = {}
@@ -75,7 +76,7 @@ class Rows:
         for number in range(count):
             name = _shard_file(path, number, count)
             with file_of_first_rank(name) as file:
-                rows = checkpoint.load(file)
+                rows = checkpoint.load(file, whole=checked)
             there = _check(name, rows, there, self.weight.shape[1])
             low, high = (min(max(end, rows["first"]), there) - rows["first"] for end in (self.first, self.last))
             for key, value in rows.items():

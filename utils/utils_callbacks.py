@@ -179,7 +179,7 @@ class CallBackCheckpoint:
                              "(resume_changed=True goes on all the same)")
         self.remarks += [f"resumed with another setting: {difference}" for difference in different]
         if self.rows:
-            self.rows.of_state(state, Path(chosen))
+            self.rows.of_state(state, Path(chosen), checked=wanted != "auto")
         try:
             for name, part in self.parts.items():
                 _check_part(part, state[name])

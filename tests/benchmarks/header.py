@@ -15,6 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from memory import memory  # noqa: E402
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # noqa: E402
 
 from headers import get_header  # noqa: E402
@@ -28,12 +29,12 @@ class Sent:
 
     def __init__(self) -> None:
         self.bytes = 0
-        for name in ("all_reduce", "all_gather"):
-            setattr(dist, name, self._counting(getattr(dist, name), -1 if name == "all_reduce" else 1))
+        for name, place in (("all_reduce", 0), ("all_gather", 1)):  # of what is given, among the arguments
+            setattr(dist, name, self._counting(getattr(dist, name), place))
 
     def _counting(self, plain: Any, place: int) -> Any:
         def counted(*args: Any, **kw: Any) -> Any:
-            self.bytes += args[max(0, place)].nbytes
+            self.bytes += args[place].nbytes
             return plain(*args, **kw)
         return counted
 
@@ -42,7 +43,7 @@ def measure(rank: int, folder: str, world: int, sharded: bool, classes: int, siz
     """Write what process `rank` needed to `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     header = get_header("cosface", classes, size, shard=shard_of(classes, rank, world) if sharded else None)
     optimizer, classify = torch.optim.AdamW(header.parameters(), 1e-3), distribute(header)
     sent = Sent()
@@ -54,15 +55,9 @@ def measure(rank: int, folder: str, world: int, sharded: bool, classes: int, siz
         optimizer.zero_grad(set_to_none=True)
         objective(classify, embeddings, torch.randint(classes, (batch // world,)), 1.0, 3.0)[0].backward()
         optimizer.step()
-    Path(folder, f"{rank}.json").write_text(json.dumps({"peak": _memory("VmHWM") - before, "sent": sent.bytes}))
+    Path(folder, f"{rank}.json").write_text(json.dumps({"peak": memory("VmHWM") - before, "sent": sent.bytes}))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _memory(key: str) -> int:
-    """Bytes of this process, of /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

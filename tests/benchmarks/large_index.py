@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
+from memory import memory  # noqa: E402
 
 
 def write(folder: Path, count: int, shuffled: bool, block: int = 2**18) -> None:
@@ -38,11 +39,11 @@ def opened(folder: str) -> tuple[float, float, float, float]:
     started, cpu = time.perf_counter(), time.process_time()
     file = IndexedRecordFile(f"{folder}/train.rec", f"{folder}/train.idx")
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    peak, = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    peak = memory("VmHWM")
     context.set_spawning_popen(SimpleNamespace(duplicate_for_child=lambda descriptor: descriptor, DupFd=int))
     sent = len(ForkingPickler.dumps(file))
     context.set_spawning_popen(None)
-    return seconds, cpu, int(peak.split()[1]) / 2**10, sent / 2**10
+    return seconds, cpu, peak / 2**20, sent / 2**10
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from large_index import write  # noqa: E402
-from launches import Launches  # noqa: E402
+from launches import CEILINGS, Launches  # noqa: E402
+from memory import memory  # noqa: E402
 from plain import plain, with_constant_t  # noqa: E402
 
 from backbones import get_backbone  # noqa: E402
@@ -187,7 +188,7 @@ def header_rows(quick: bool) -> list[dict]:
 def launch_rows(quick: bool) -> list[dict]:
     """Kernels of `sllnet` and others on a GPU, counted on the CPU; the published code issues 351 forward and 981 with gradients."""
     rows = []
-    for name, forward, both in (("sllnet", 350, 900), ("sllnet_small", 155, 340), ("sllnet_plus", 220, 410), ("orthonet", 190, 310)):
+    for name, ceilings in CEILINGS.items():
         network = random_network(name)
         images = torch.rand(2, 3, 112, 112) - 0.5
         found = []
@@ -197,7 +198,7 @@ def launch_rows(quick: bool) -> list[dict]:
             with Launches() as counted:
                 work()
             found.append(counted.total)
-        for what, count, limit in zip(("forward", "forward and backward"), found, (forward, both)):
+        for what, count, limit in zip(("forward", "forward and backward"), found, ceilings):
             rows.append(row(f"{name}, {what}: kernels started", "none: a limit", count, None, "", f"at most {limit} kernels", count))
     return rows
 
@@ -224,20 +225,14 @@ def peak(kind: str, bin_file: "str | None") -> int:
     if kind == "plain":
         network = plain(network)
     gc.collect()
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of making the network, is forgotten
     if kind == "evaluation":
         network = _FirstBatches(network.requires_grad_(False)).eval()
         records.certify(network, read_bin(bin_file), Evaluation(protocol="paper", far=1e-2), lipschitz=1.0, num_workers=2)
     else:
         (plain_step if kind == "plain" else step)(network, images)
-    return _memory("VmHWM") - before
-
-
-def _memory(name: str) -> int:
-    """Resident bytes of this process now (VmRSS), or at their peak (VmHWM), as Linux counts them."""
-    line, = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])
+    return memory("VmHWM") - before
 
 
 def main() -> None:
