@@ -3,9 +3,8 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
-from conftest import ROOT  # noqa: F401
+from processes import in_processes
 from torch import nn
 
 import losses
@@ -85,17 +84,15 @@ def network():
         return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)).double()
 
 
-def _process(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _work(rank, folder):
     model = distribute(network())
     loss = losses.contrastive(model(numbers(8, 6)[rank::2]), LABELS[rank::2], **ARGUMENTS)
     loss.backward()
     torch.save([loss.detach(), *(p.grad for p in model.parameters())], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
-    torch.multiprocessing.spawn(_process, (tmp_path,), nprocs=2)
+    in_processes(_work, tmp_path, 2)
     alone = network()
     loss = by_loops(alone(numbers(8, 6)), LABELS, **ARGUMENTS)
     loss.backward()

@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from golden import fill_by_rule, golden_input, relative_error
+from processes import in_processes
 from small_world import SIZE, command, summary_of, world  # noqa: F401
 from test_sound import exact, matrix
 from torch import nn
@@ -386,8 +386,7 @@ def test_a_step_that_ends_in_an_error_leaves_the_mean_alone():
     assert torch.equal(layer.mean, torch.zeros(3))
 
 
-def _process(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _work(rank, folder):
     layer = nn.Sequential(nn.Linear(3, 3), Centre(3))
     with torch.no_grad():
         layer[0].weight.copy_(torch.eye(3)), layer[0].bias.zero_()
@@ -402,11 +401,10 @@ def _process(rank, folder):
             rescaling.last()
             model(second).sum().backward()
     torch.save(layer[1].state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_share_one_mean(tmp_path):
-    torch.multiprocessing.spawn(_process, (tmp_path,), nprocs=2)
+    in_processes(_work, tmp_path, 2)
     alone = Centre(3)
     for step in range(3):
         alone(normal(8, 3, seed=step, dtype=torch.float32))

@@ -9,6 +9,7 @@ import pytest
 import tiny_training
 import torch
 import torch.nn.functional as F
+from processes import in_processes
 
 import losses
 import sharding
@@ -17,6 +18,7 @@ from config import config
 from headers import HEADERS, get_header
 from sharding import Shard, drawn_rows, shard_of
 from utils import InputError, distributed, sharded_states
+from utils.distributed import world_size
 from utils.faults.guard import StepGuard, agree_on_skipping
 
 CLASSES, SIZE, BATCH, STEPS = 11, 6, 8, 3
@@ -65,12 +67,10 @@ def unequal_gradients(rank, world):
     return [torch.equal(header.weight, before), guard.counts.tolist()]
 
 
-def _process(rank, folder, world):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store{world}", rank=rank, world_size=world)
+def _work(rank, folder):
+    world = world_size()
     found = {name: steps_of(header_of(name, shard_of(CLASSES, rank, world)), rank, world) for name in ALL}
     torch.save({**found, "unequal": unequal_gradients(rank, world)}, f"{folder}/{world}_{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[1, 4])
@@ -79,7 +79,7 @@ def processes(request, tmp_path_factory):
     folder, world = tmp_path_factory.mktemp("processes"), request.param
     if world == 1:
         return [{name: steps_of(header_of(name, shard_of(CLASSES, 0, 1)), 0, 1) for name in ALL}]
-    torch.multiprocessing.spawn(_process, (folder, world), nprocs=world)
+    in_processes(_work, folder, world)
     return [torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)]
 
 

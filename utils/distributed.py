@@ -1,6 +1,7 @@
 """One process or many: the few collective operations that training and evaluation need, each a no-op in a single process."""
 import contextlib
 import datetime
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -185,10 +186,20 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
         try:
             yield chosen
         finally:
-            dist.destroy_process_group()
+            leave_group()
     except RuntimeError as error:
         raise_for_lost_process(error, timeout)
         raise
+
+
+def leave_group() -> None:
+    """Leave the process group, whose threads end here.
+
+    A module under DDP refers to itself and to the group: as long as it is not collected the group's threads run on, and one that lets go
+    of a tensor while the interpreter ends aborts the process ("terminate called without an active exception").
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:
