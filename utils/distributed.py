@@ -195,8 +195,8 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
 def leave_group() -> None:
     """Leave the process group, whose threads end here.
 
-    A module under DDP refers to itself and to the group: as long as it is not collected the group's threads run on, and one that lets go
-    of a tensor while the interpreter ends aborts the process ("terminate called without an active exception").
+    A module under DDP holds the group: while one is there, if only in a cycle, the group's threads run on, and one that lets go of a
+    tensor while the interpreter ends aborts the process ("terminate called without an active exception").
     """
     gc.collect()
     dist.destroy_process_group()
