@@ -7,13 +7,14 @@ form and next to one with t held constant, kernels and host time, memory, throug
 --device cpu runs what needs no GPU, in small, to see that this script works.
 """
 import argparse
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,14 +132,14 @@ def five_steps_dealt_out() -> str:
     return real_steps("header_shards=True")
 
 
-def synchronize() -> None:
-    if DEVICE == "cuda":
+def synchronize(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def _step(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
     network.zero_grad(set_to_none=True)
-    with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         embeddings = network(images)
     embeddings.float().square().sum().backward()
 
@@ -146,33 +147,39 @@ def _step(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) ->
 def _milliseconds(network: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, repeats: int) -> float:
     times = []
     for _ in range(repeats + 2):
-        synchronize()
+        synchronize(images.device)
         started = time.perf_counter()
         _step(network, images, dtype)
-        synchronize()
+        synchronize(images.device)
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times[2:])
 
 
-def steps() -> str:
+def measured_steps(device: str) -> Iterator[tuple[int, str, dict[str, float], float]]:
+    """(batch, precision, milliseconds of a training step of each form, MiB of ours at its peak); NaN for what found no memory."""
     network, _ = network_and_images()
-    network = network.to(DEVICE)
+    network, gpu = network.to(device), device == "cuda"
     forms = {"here": network, "published form": plain(network), "t held constant": with_constant_t(network)}
-    lines = ["", "batch | precision | " + " | ".join(f"{name}, ms" for name in forms) + " | memory, MiB"]
-    for batch in (64, 512) if DEVICE == "cuda" else (2,):
-        images = torch.rand(batch, 3, 112, 112, device=DEVICE) - 0.5
-        for dtype in (torch.float32, torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float32,):
-            cells = [str(batch), str(dtype).removeprefix("torch.")]
+    for batch in (64, 512) if gpu else (2,):
+        images = torch.rand(batch, 3, 112, 112, device=device) - 0.5
+        for dtype in (torch.float32, torch.float16, torch.bfloat16) if gpu else (torch.float32,):
+            times, peak = {}, math.nan
             for name, form in forms.items():
-                if DEVICE == "cuda" and name == "here":
+                if gpu and name == "here":
                     torch.cuda.reset_peak_memory_stats()
                 try:
-                    cells.append(f"{_milliseconds(form, images, dtype, 10 if DEVICE == 'cuda' else 1):.1f}")
+                    times[name] = _milliseconds(form, images, dtype, 10 if gpu else 1)
                 except torch.OutOfMemoryError:
-                    cells.append("no memory")
-                if name == "here":
-                    peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE == "cuda" else float("nan")
-            lines.append(" | ".join([*cells, f"{peak:.0f}"]))
+                    times[name] = math.nan
+                if gpu and name == "here":
+                    peak = torch.cuda.max_memory_allocated() / 2**20
+            yield batch, str(dtype).removeprefix("torch."), times, peak
+
+
+def steps() -> str:
+    lines = ["", "batch | precision | here, ms | published form, ms | t held constant, ms | memory, MiB (nan: there was too little)"]
+    lines += [" | ".join([str(batch), precision, *(f"{time:.1f}" for time in times.values()), f"{peak:.0f}"])
+              for batch, precision, times, peak in measured_steps(DEVICE)]
     return "\n  ".join(lines)
 
 
@@ -183,11 +190,11 @@ def kernels() -> str:
     started = time.perf_counter()
     _step(network, images, torch.float32)
     host = time.perf_counter() - started
-    synchronize()
+    synchronize(DEVICE)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
     with profile(activities=activities) as found:
         _step(network, images, torch.float32)
-        synchronize()
+        synchronize(DEVICE)
     launched = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return f"{len(launched)} started by a step of 64 images in float32, the host done with it after {1e3 * host:.1f} ms"
 
@@ -201,10 +208,10 @@ def throughput() -> str:
         with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             for repeat in range(6):
                 if repeat == 1:
-                    synchronize()
+                    synchronize(DEVICE)
                     started = time.perf_counter()
                 network(images)
-        synchronize()
+        synchronize(DEVICE)
         rates.append(f"{5 * len(images) / (time.perf_counter() - started):.0f}")
     loader = get_dataloader(SyntheticFaces(50, 20), 100, num_workers=min(8, os.cpu_count() or 1))
     list(loader)
@@ -212,7 +219,7 @@ def throughput() -> str:
     loader.set_epoch(1)
     for batch, _ in loader:
         count += len(to_float(batch, DEVICE))
-    synchronize()
+    synchronize(DEVICE)
     return f"network {rates[0]} (float32), {rates[1]} (fp16) images/s; loader {count / (time.perf_counter() - started):.0f} images/s (synthetic)"
 
 

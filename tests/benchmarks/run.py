@@ -1,7 +1,8 @@
 """Speed and memory next to plain implementations of the same thing: `make bench`.
 
 Each row alternates the two in one process, or in a pair of processes where memory is measured, and reports medians and their ratio. Rows
-that need a file of real faces make one of synthetic faces. Prints a table and writes out/bench/bench.json.
+that need a file of real faces make one of synthetic faces; those of training steps on a GPU are there where one is. Prints a table and
+writes out/bench/bench.json.
 """
 import argparse
 import copy
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
+from check_gpu import measured_steps  # noqa: E402
 from large_index import write  # noqa: E402
 from launches import CEILINGS, Launches  # noqa: E402
 from memory import memory  # noqa: E402
@@ -395,10 +397,25 @@ def help_rows(quick: bool) -> list[dict]:
     return [row("python -m eval --help", "python -c 'import torch'", ours, theirs, "s", "at most 1.5 s", ours)]
 
 
+def gpu_rows(quick: bool) -> list[dict]:
+    """Training steps of `sllnet` on a GPU, in each precision, next to the published form and to t held constant; `make check-gpu` has more."""
+    if not torch.cuda.is_available():
+        print("training steps on a GPU: not measured: there is none here")
+        return []
+    rows = []
+    for batch, precision, times, peak in measured_steps("cuda"):
+        name = f"training step on {torch.cuda.get_device_name()}, batch {batch}, {precision}"
+        ours, published, constant = (time / 1e3 for time in times.values())
+        rows += [row(name, "published form", ours, published, "s", "at least 1.0x"),
+                 row(f"{name}: its time", "t held constant", ours, constant, "s", "at most 1.2x", ours / constant),
+                 row(f"{name}: memory", "none: a limit", peak, None, "MiB", "at most 81920 MiB", peak)]
+    return rows
+
+
 ATTACKED: list[str] = []
 ENTRIES: list = []
 GROUPS = {"embedding": embedding_rows, "training": training_rows, "memory": memory_rows, "data": data_rows, "evaluation": evaluation_rows,
-          "attack": attack_rows, "help": help_rows, "header": header_rows, "launches": launch_rows}
+          "attack": attack_rows, "help": help_rows, "header": header_rows, "launches": launch_rows, "gpu": gpu_rows}
 
 if __name__ == "__main__":
     main()
