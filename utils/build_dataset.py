@@ -4,6 +4,9 @@
     python -m utils.build_dataset bin --pairs LIST --images FOLDER --out FILE.bin
     python -m utils.build_dataset idx --rec FILE.rec                     the FILE.idx of a FILE.rec that has none
     python -m utils.build_dataset split --rec FOLDER --identities K --out FOLDER   the first K people to train on, pairs of the others
+    python -m utils.build_dataset lfw --out FOLDER                       Labeled Faces in the Wild, downloaded: train.rec, lfw.bin
+    python -m utils.build_dataset cfp_fp --images FOLDER --out FOLDER    cfp_fp.bin of CFP, where you have it
+    python -m utils.build_dataset agedb_30 --images FOLDER --out FOLDER  agedb_30.bin of AgeDB, where you have it
 
 LIST has a line for each pair: the paths of two images relative to FOLDER, and 1 or True (same identity), 0 or False, separated by blanks,
 or by tabs or commas where paths hold blanks. Or it is LFW's own pairs.txt, with FOLDER/NAME/NAME_0001.jpg (or another format).
@@ -11,14 +14,16 @@ or by tabs or commas where paths hold blanks. Or it is LFW's own pairs.txt, with
 import argparse
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from utils import InputError, one_line
 from utils.console import lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, read_file, text_of, with_homes
 from utils.pair_lists import parse_pairs
+from utils.public_faces import AT_LEAST, FOLDS, LFW_CROPS, QUALITY, SIZE
 
 # Labels are float32: past this the header could not tell neighbouring keys apart.
 MAX_RECORDS = 2**24
@@ -32,23 +37,39 @@ def build_rec(images: Path, prefix: Path, quality: int = 95, size: int | None = 
     is, anything else encoded anew with `quality`. size: resize to size x size; None keeps the first image's size and refuses others.
     Returns (number of images, number of identities). Raises InputError naming the file that cannot be used.
     """
+    samples, identities = _labelled_images(images)
+    if len(samples) + 1 + identities > MAX_RECORDS:
+        raise InputError(f"{images}: {len(samples)} images of {identities} identities, expected fewer than {MAX_RECORDS} records in all")
+    write_rec(prefix, samples, identities, _Encoder("jpeg", quality, size), progress)
+    return len(samples), identities
+
+
+class Encoder(Protocol):
+    """Path -> encoded image; `size` is the (height, width) of all, once there was one."""
+    size: tuple[int, int] | None
+
+    def __call__(self, path: Path) -> bytes: ...  # noqa: D102
+
+
+def write_rec(prefix: Path, samples: Sequence[tuple[Path, int]], identities: int, encoder: Encoder, progress: bool = False,
+              before: Callable[[], None] = lambda: None) -> None:
+    """The files of `build_rec` from paths and labels, in the order of these; each label has an image.
+
+    before: called when all is written but nothing has its name yet.
+    """
     from utils.recordio import RecordWriter, pack
 
-    samples, identities = _labelled_images(images)
     first_identity = len(samples) + 1
-    if first_identity + identities > MAX_RECORDS:
-        raise InputError(f"{images}: {len(samples)} images of {identities} identities, expected fewer than {MAX_RECORDS} records in all")
-    encoder = _Encoder("jpeg", quality, size)
     bounds = [0] * identities
-    with atomic_write(prefix.parent / "property") as properties, RecordWriter(prefix) as writer:
+    with atomic_write(prefix.parent / "property") as properties, RecordWriter(prefix) as writer, bar(samples, progress) as shown:
         writer.write(0, pack([first_identity, first_identity + identities]))
-        for key, (path, label) in enumerate(_bar(samples, progress), 1):
+        for key, (path, label) in enumerate(shown, 1):
             writer.write(key, pack(label, key, encoder(path)))
             bounds[label] = key + 1
         for label, (start, end) in enumerate(zip([1, *bounds], bounds)):
             writer.write(first_identity + label, pack([start, end], first_identity + label))
         properties.write(f"{identities},{encoder.size[0]},{encoder.size[1]}\n")
-    return len(samples), identities
+        before()
 
 
 def build_bin(pairs: Path, images: Path, out: Path, size: int | None = None, progress: bool = False) -> int:
@@ -58,9 +79,10 @@ def build_bin(pairs: Path, images: Path, out: Path, size: int | None = None, pro
     """
     encoder = _Encoder("png", 0, size)
     encoded, same = [], []
-    for left, right, label in _bar(parse_pairs(text_of(_read(pairs)), str(pairs), images), progress):
-        encoded += [encoder(images / left), encoder(images / right)]
-        same.append(label)
+    with bar(parse_pairs(text_of(read_bytes(pairs)), str(pairs), images), progress) as shown:
+        for left, right, label in shown:
+            encoded += [encoder(images / left), encoder(images / right)]
+            same.append(label)
     write_bin(out, encoded, same)
     return len(same)
 
@@ -93,7 +115,7 @@ class _Encoder:
     def __call__(self, path: Path) -> bytes:
         from utils.images import decode_image, encode_image
 
-        data = _read(path)
+        data = read_bytes(path)
         image = decode_image(data, str(path))
         found = tuple(image.shape[1:])
         self.size, self.first = self.size or found, self.first or path
@@ -123,7 +145,8 @@ def _labelled_images(root: Path) -> tuple[list[tuple[Path, int]], int]:
     return sorted(((Path(path), label) for path, label in samples), key=lambda sample: (sample[1], sample[0])), len(identities)
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of a data set; raises InputError where it cannot be read, or is longer than any image may be."""
     from utils.images import MAX_ENCODED
 
     try:
@@ -132,7 +155,8 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _bar(items: Sequence, progress: bool):
+def bar(items: Sequence, progress: bool):
+    """A context of `items`, with a bar of progress where it is wanted, which ends before an error is printed."""
     from tqdm import tqdm
 
     return tqdm(items, unit="image", disable=not progress)
@@ -163,13 +187,43 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--out", type=Path, required=True, help="folder for train.rec, train.idx, property and heldout.bin")
     for command in (rec, pairs):
         command.add_argument("--size", type=_pixels, help="resize images to this many pixels a side (default: all must be equal)")
+    _add_public(commands)
     return parser
+
+
+def _add_public(commands: argparse._SubParsersAction) -> None:
+    """The commands for data sets of others."""
+    lfw = commands.add_parser("lfw", help="Labeled Faces in the Wild: people to train on, pairs of others")
+    lfw.add_argument("--home", type=Path, help="folder with scikit-learn's lfw_home, where LFW is downloaded if it is not there (default: "
+                                               "scikit-learn's own, ~/scikit_learn_data)")
+    lfw.add_argument("--folds", nargs="+", type=_fold, default=list(FOLDS), metavar="1..10", help="folds of view 2 that are lfw.bin, "
+                     f"whose people are not trained on, or `all` (default {' '.join(map(str, FOLDS))})")
+    lfw.add_argument("--crop", choices=LFW_CROPS, default=LFW_CROPS[0], help="the face by way of 64 x 64 pixels, as LFWcrop has it "
+                                                                             "(default), or resized once")
+    lfw.add_argument("--at-least", type=_count, default=AT_LEAST, metavar="M", help="images of a person that is trained on (default "
+                                                                                    f"{AT_LEAST})")
+    lfw.add_argument("--original", action="store_true", help="the images as they were found, not the funneled ones")
+    cfp = commands.add_parser("cfp_fp", help="pairs of CFP, frontal and in profile")
+    cfp.add_argument("--images", type=Path, required=True, help="folder with Protocol and Data/Images, or Images")
+    agedb = commands.add_parser("agedb_30", help="pairs of AgeDB, 30 years apart; not the published ones")
+    agedb.add_argument("--images", type=Path, required=True, help="folder with images NUMBER_NAME_AGE_GENDER.jpg")
+    agedb.add_argument("--seed", type=int, default=0, metavar="S", help="of the pairs that are drawn (default 0)")
+    for command in (lfw, cfp, agedb):
+        command.add_argument("--size", type=_pixels, default=SIZE, help=f"pixels a side of the images (default {SIZE})")
+        command.add_argument("--quality", type=int, choices=range(1, 101), default=QUALITY, metavar="1..100", help="of JPEG (default "
+                                                                                                                   f"{QUALITY})")
+        command.add_argument("--out", type=Path, required=True, help="folder for the files")
 
 
 def _pixels(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to 4096")
     return int(text)
+
+
+def _fold(text: str) -> int:
+    """0 for all of them."""
+    return 0 if text == "all" else _count(text)
 
 
 def _count(text: str) -> int:
@@ -208,6 +262,11 @@ def _build(options: argparse.Namespace) -> None:
                              per_person=options.per_person)
         print(f"{options.out}: {made.images} images of {made.identities} identities to train on; {made.true_pairs} true and "
               f"{made.false_pairs} false pairs of {made.others} others")
+    elif options.command in ("lfw", "cfp_fp", "agedb_30"):
+        from utils.public_faces import command
+
+        with owned(options.out):
+            print(getattr(command, options.command)(options))
     elif options.command == "idx":
         print(f"{options.rec.with_suffix('.idx')}: {build_idx(options.rec)} records")
     else:
