@@ -1,6 +1,6 @@
 """The paper's tables on one's own faces: train, certify, attack and audit a network for each xi, and others and controls beside them.
 
-    python ablation.py data=FOLDER                      # train.rec, train.idx and .bin files, as for train.py; `make ablation DATA=FOLDER`
+    python ablation.py data=FOLDER                      # train.rec, train.idx and .bin files, as for train.py
     python ablation.py data=FOLDER seed=1               # the same again with other seeds, in an output folder of its own
     python ablation.py data=FOLDER runs=xi1,net num_epoch=2 limit=20
 
@@ -64,7 +64,7 @@ RUNS = {
 }
 
 config = EasyDict()
-config.data = "data"                # a folder with train.rec, train.idx and .bin files
+config.data = "data/lfw"            # what `make faces` makes: a folder with train.rec, train.idx and .bin files
 config.output = "out/ablation"
 config.logs = ""                    # a folder that receives the training logs and summaries as well
 config.runs = list(RUNS)
@@ -91,7 +91,8 @@ def ablation(cfg: EasyDict) -> None:
     check(cfg)
     bins = found_in(cfg.data, "*.bin")
     if not bins:
-        raise InputError(f"{cfg.data}: no .bin file, expected train.rec, train.idx and at least one (data=FOLDER names another folder)")
+        raise InputError(f"{cfg.data}: no .bin file, expected train.rec, train.idx and at least one (data=FOLDER names another folder, "
+                         "`make faces` makes data/lfw)")
     with owned(cfg.output):
         _ablation(cfg, bins, Path(cfg.output))
 

@@ -341,6 +341,11 @@ def test_without_a_network_one_line_says_what_belongs_where(home, tmp_path, monk
     assert not (tmp_path / "out").exists() and place.exists() == (missing != "all")
 
 
+def test_a_home_that_is_not_there_is_not_left_behind(tmp_path, monkeypatch, capsys):
+    offline(monkeypatch)
+    assert lfw(tmp_path / "typo", tmp_path / "out") == 2 and not list(tmp_path.iterdir())
+
+
 # what cannot be used
 
 @pytest.mark.parametrize("spoil, said", [
@@ -370,7 +375,7 @@ def test_a_person_without_images_is_named(home, tmp_path, capsys):
     ("", "line 1 is ''"), (PAIRS.partition("\n")[2], "line 1 is 'Ann_A 1 3'"), (PAIRS.replace("3\t2\n", "2\n", 1), "line 1 is '2'"),
     (PAIRS.replace("3\t2\n", "2\t3\n", 1), "12 pairs, expected 2 folds of 3 true"), (PAIRS + "Joe\t1\t2\n", "13 pairs, expected 3 folds"),
     (PAIRS.replace("Gus\t4\t1", "Gus\t5\t1"), "line 10 is 'Gus 5 1'"), (PAIRS.replace("Dan\t1\tEve\t2", "Dan\t1\tDan\t2"), "expected 3 folds"),
-    (PAIRS.replace("3\t2\n", "0\t2\n", 1), "line 1 is '0 2'"), (PAIRS.replace("Bob\t2\t1", "Bob\tx\t1"), "line 3 is")])
+    (PAIRS.replace("3\t2\n", "0\t2\n", 1), "line 1 is '0 2'"), (PAIRS.replace("3\t2\n", "999999\t999999\n", 1), "12 pairs, expected"), (PAIRS.replace("Bob\t2\t1", "Bob\tx\t1"), "line 3 is")])
 def test_lists_of_another_form_are_refused(home, tmp_path, text, said, capsys):
     (home / "lfw_home" / "pairs.txt").write_text(text)
     assert lfw(home, tmp_path / "out", "--folds", "1") == 2 and said in refused(capsys)

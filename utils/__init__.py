@@ -1,8 +1,8 @@
 """Small helpers that know nothing of faces: files, records, logging, distribution over processes.
 
-Two exceptions keep names that people know: build_dataset, a command that writes face data sets, and CallBackVerification of
-utils_callbacks, which asks eval/validation.py for what it verifies. `faults/` is what keeps a run alive, `untrusted/` what reads files
-of strangers.
+Two exceptions keep names that people know: build_dataset, a command that writes face data sets, with `public_faces/` for those of others,
+and CallBackVerification of utils_callbacks, which asks eval/validation.py for what it verifies. `faults/` is what keeps a run alive,
+`untrusted/` what reads files of strangers.
 """
 
 

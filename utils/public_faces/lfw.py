@@ -3,7 +3,6 @@
 scikit-learn's fetchers get the archive and the lists, with their checksums. Images are read from the folder that they make, not taken
 from what they return: that is all images at once, as floats, without file names, and a copy of it in a cache.
 """
-import contextlib
 import sys
 import tarfile
 import warnings
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from utils import InputError
 from utils.build_dataset import read_bytes
+from utils.faults.folder import owned
 from utils.files import sha256, text_of
 from utils.image_folders import labelled_images
 from utils.pair_lists import parse_pairs
@@ -72,15 +72,17 @@ def located(home: Path | None = None, original: bool = False, progress: bool = F
     """(folder of the images, pairs.txt), downloaded where something is missing. Raises InputError, saying what belongs where."""
     from sklearn.datasets import get_data_home
 
-    place = Path(get_data_home(home)) / "lfw_home"
+    place = (home or Path(get_data_home())) / "lfw_home"
     images, view = place / ("lfw" if original else "lfw_funneled"), place / LISTS[-1]
     archive = place / ("lfw.tgz" if original else "lfw-funneled.tgz")
     if not (images.is_dir() and view.is_file()):
         if progress:
-            print(f"{place}: LFW is downloaded (200 MB) and unpacked", file=sys.stderr)
-        _fetch(images, view, archive, original)
+            print(f"{place}: downloading LFW (200 MB)", file=sys.stderr)
+        with owned(place):
+            _fetch(images, view, archive, original)
     elif archive.exists():
-        _unpack_rest(archive, images)
+        with owned(place):
+            _unpack_rest(archive, images)
     return images, view
 
 
@@ -96,8 +98,6 @@ def _fetch(images: Path, view: Path, archive: Path, original: bool) -> None:
     except Exception as error:  # of a network, an archive or an image; an image that matters is named when it is read
         reason = str(error) or type(error).__name__
     if not (images.is_dir() and view.is_file()):
-        with contextlib.suppress(OSError):
-            place.rmdir()
         raise InputError(f"{place}: LFW is not there and could not be fetched ({reason}): put {', '.join(LISTS)} and {images.name} or "
                          f"{archive.name} there by hand, or name the folder that holds {place.name} by --home")
     if archive.exists():
@@ -111,7 +111,7 @@ def _unpack_rest(archive: Path, images: Path) -> None:
         with tarfile.open(archive) as tar:
             tar.extraction_filter = safe
             for member in tar:
-                inside = member.isfile() and Path(member.name).parts[0] == images.name and ".." not in Path(member.name).parts
+                inside = member.isfile() and Path(member.name).parts[:1] == (images.name,) and ".." not in Path(member.name).parts
                 path = images.parent / member.name
                 if inside and not (path.is_file() and path.stat().st_size == member.size):
                     tar.extract(member, images.parent)
@@ -139,7 +139,7 @@ def fold_pairs(view: Path, images: Path) -> list[Pairs]:
         raise InputError(f"{view}: line 1 is {' '.join(counts)[:80]!r}, expected the number of folds and that of true pairs in each")
     folds, each = map(int, counts)
     pairs = [(images / left, images / right, same) for left, right, same in parse_pairs(text, str(view), images)]
-    if [same for *_, same in pairs] != folds * (each * [True] + each * [False]):
+    if len(pairs) != 2 * folds * each or [same for *_, same in pairs] != folds * (each * [True] + each * [False]):
         raise InputError(f"{view}: {len(pairs)} pairs, expected {folds} folds of {each} true and then {each} false ones")
     return [pairs[start:start + 2 * each] for start in range(0, len(pairs), 2 * each)]
 
