@@ -1,5 +1,7 @@
 """Entry points for torch.hub, one for each network: `torch.hub.load(FOLDER, "sllnet_small", source="local", weights="model.pt")`.
 
+And one for each trained model: `torch.hub.load(FOLDER, "orthonet_faces", source="local")`, the network of `backbones.load_network(name)`.
+
 torch.hub finds functions by their names in this module, so they are made here from the names in `backbones`. The packages here are called
 `backbones` and `utils`: a process that has imported others of these names cannot load networks in this way.
 """
@@ -11,6 +13,7 @@ from torch import nn as _nn
 from backbones import backbone_names as _backbone_names
 from backbones import get_backbone as _get_backbone
 from backbones import load_network as _load_network
+from backbones import models as _models
 
 dependencies = ["torch", "numpy", "tqdm"]
 
@@ -29,4 +32,14 @@ def _entry_point(name: str) -> _Callable[..., _nn.Module]:
     return network
 
 
+def _trained(name: str) -> _Callable[..., _nn.Module]:
+    def model(**kw: _Any) -> _nn.Module:
+        return _load_network(name, **kw)
+
+    model.__name__ = model.__qualname__ = name
+    model.__doc__ = f"""The trained model {name}, {_models.find(name).note}: see params/models.json and `backbones.load_network`."""
+    return model
+
+
+globals().update({name: _trained(name) for name, model in _models.models().items() if model.file})
 globals().update({name: _entry_point(name) for name in _backbone_names()})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from backbones import models
 from backbones.bounds import at_most_one, lipschitz_bound
 from backbones.chain import CannotFollow, chain
 from backbones.proof import fold
@@ -112,16 +113,22 @@ def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
         network.train(training)
 
 
-def load_network(name: str, weights: "str | os.PathLike[str]", device: "torch.device | str" = "cpu",
+def load_network(name: str, weights: "str | os.PathLike[str] | None" = None, device: "torch.device | str" = "cpu",
                  dtype: torch.dtype = torch.float32, tight: bool = False, **kw: Any) -> nn.Module:
     """The network `name` with the checkpoint `weights`, in eval mode and frozen: images [N, 3, H, W] in [-0.5, 0.5] -> embeddings.
 
+    Without weights, `name` is that of a trained model (models.py), whose file is found and compared with its SHA-256; it averages over
+    mirror images where its thresholds are for that (`FlipAveraged`).
     It is to be evaluated and attacked: the layers of one that is 1-Lipschitz are folded (`proof.fold`), each the plain weights that are
     proven, which no other parameters are behind. To train, use `stored_network`.
     With `tight` its embeddings are divided by its proven Lipschitz constant (`DividedOutput`), which the norm of the last layer makes
     smaller than 1. Raises InputError where the checkpoint is missing, damaged or of another network, where a network that is to be
     1-Lipschitz is not proven to be so with these weights (see bounds.py), and for `tight` with a network that has no such constant.
     """
+    if weights is None:
+        model = models.find(name)
+        network = load_network(model.backbone, models.weights_of(model), device, dtype, tight, **{**model.arguments, **kw})
+        return averaged(network, model.flip)
     network = stored_network(name, weights, **kw).to(device=device, dtype=dtype)
     if is_lipschitz(name):
         with naming(weights):

@@ -44,7 +44,7 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     attacked again. skip=False also attacks what is certified; a certified decision that falls gives a warning.
     """
     eps_u, eps = budgets(eps_u), budgets(eps)
-    build = partial(_build, name, subject.records.summary["protocol"], settings)
+    build = partial(build_attack, name, subject.records.summary["protocol"], settings)
     settings = _settings(name, build, seed, limit, skip, subject)
     found = _without_other_settings(subject.records, name, settings)
     entry = found.summary["attacks"].setdefault(name, {**settings, "eps_u": [], "eps": [], "skipped": {}})
@@ -65,7 +65,8 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     return found
 
 
-def _build(name: str, protocol: str, settings: Mapping[str, Any], eps: float | Tensor | None) -> attacks.Attack:
+def build_attack(name: str, protocol: str, settings: Mapping[str, Any], eps: float | Tensor | None) -> attacks.Attack:
+    """`attacks.preset` with settings of a command line. Raises InputError for one that the attack does not take."""
     if name == "fgsm" and "steps" in settings:
         raise InputError("--steps: fgsm takes one step")
     taken = inspect.signature(attacks.ATTACKS.find(name).form(protocol)).parameters

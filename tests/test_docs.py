@@ -16,7 +16,7 @@ from conftest import ROOT
 
 import eval.__main__ as command_line
 import hubconf
-from backbones import BACKBONES, backbone_names, get_backbone, load_network
+from backbones import BACKBONES, backbone_names, get_backbone, load_network, models
 from config import config
 from datasets import synthetic_pairs
 from eval.summary import Summary
@@ -179,7 +179,9 @@ def test_columns_and_keys_of_identification_are_explained(demo):
 def test_hub_has_an_entry_point_for_every_network():
     public = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
     ours = {name for name in backbone_names() if BACKBONES.find(name).build.__module__.startswith("backbones.")}
-    assert "sllnet" in ours and ours <= public <= set(backbone_names())  # other tests register networks of their own
+    trained = {name for name, model in models.models().items() if model.file}
+    assert "sllnet" in ours and "orthonet_faces" in trained
+    assert ours | trained <= public <= {*backbone_names(), *trained}  # other tests register networks of their own
     for package in hubconf.dependencies:
         assert importlib.util.find_spec(package), package
 

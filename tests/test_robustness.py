@@ -456,7 +456,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 
 def test_attacks_refuse_budgets_that_are_none(world):
     with pytest.raises(InputError, match="eps"):
-        robustness._build("pgd", "strict", {}, np.float64(-1))
+        robustness.build_attack("pgd", "strict", {}, np.float64(-1))
     pair_set, network = verification.read_bin(world / "faces.bin"), load_network("tiny", world / "tiny.pt")
     for wrong in ({"eps": [-1]}, {"eps_u": [0]}, {"eps": [0.1, math.nan]}, {"eps": [math.inf]}):
         with pytest.raises(InputError, match="eps"):

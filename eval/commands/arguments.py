@@ -61,12 +61,12 @@ def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", "strict: by the definitions; paper: as the published figures were made", choices=PROTOCOLS)
 
 
-def network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which network, and how it is run."""
-    parser.add_argument("--backbone", required=True, metavar="NAME",
+def network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which network, and how it is run. Where it is not required, --flip has no default either."""
+    parser.add_argument("--backbone", required=required, metavar="NAME",
                         help="name of the network, e.g. sllnet (python -m eval list has all), or package.module:Name")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
-    parser.add_argument("--flip", choices=FLIPS, default=Evaluation.flip,
+    parser.add_argument("--weights", required=required, metavar="FILE", help="its state dict")
+    parser.add_argument("--flip", choices=FLIPS, default=Evaluation.flip if required else None,
                         help="average: the embedding is the mean of those of the image and its mirror image (default none)")
     parser.add_argument("--tight", action="store_true",
                         help="divide embeddings by the proven Lipschitz constant of the network: no cosine changes, and radii grow")
@@ -78,9 +78,14 @@ def network_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """What attacks and audits share."""
+    attack_arguments(parser)
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
+
+
+def attack_arguments(parser: argparse.ArgumentParser) -> None:
+    """How hard an attack tries."""
     parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
     parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd, apgd and ddn")
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
     parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S", help="of all random starts (default 0)")
 
 

@@ -55,7 +55,7 @@ def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Eval
     from eval.show import tables
     from eval.store import results
     from eval.store.subject import open_pairs
-    model, proven = _model(args, device)
+    model, proven = model_of(args, device)
     found = []
     for folder, path in zip(folders, args.bin):
         pair_set, origin = open_pairs(model, path, evaluation.protocol, size_of(args))
@@ -82,16 +82,16 @@ def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Eval
               "table hold in floating point")
 
 
-def _model(args: argparse.Namespace, device: Any) -> tuple[Any, Any]:
-    """The network, and under --sound the one whose rounding is proven inside it."""
+def model_of(args: argparse.Namespace, device: Any, **arguments: Any) -> tuple[Any, Any]:
+    """The network, and under --sound the one whose rounding is proven inside it. arguments: of the network, beside those of its file."""
     from backbones import averaged
     from backbones.bounds import TOLERANCE
     from backbones.sound import load_sound
     from eval.store import provenance
     from eval.store.subject import Model, load_model
     if not args.sound:
-        return load_model(args.backbone, args.weights, device, args.flip, args.tight), None
-    proven = load_sound(args.backbone, args.weights, device)
+        return load_model(args.backbone, args.weights, device, args.flip, args.tight, **arguments), None
+    proven = load_sound(args.backbone, args.weights, device, **arguments)
     if proven.lipschitz > 1 + TOLERANCE:
         warnings.warn(f"{args.weights}: L is {proven.lipschitz:.9g}: radii that are not called sound, the first table, are for 1 and "
                       "do not hold", stacklevel=2)

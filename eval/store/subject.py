@@ -37,9 +37,9 @@ class Model(NamedTuple):
 
 
 def load_model(backbone: str, weights: str | os.PathLike[str], device: torch.device | str = "cpu", flip: str = "none",
-               tight: bool = False) -> Model:
-    """With flip="average" the averaging is part of the network, so that attacks see it too; tight: as `backbones.load_network`."""
-    network = backbones.averaged(backbones.load_network(backbone, weights, device=device, tight=tight), flip)
+               tight: bool = False, **kw: Any) -> Model:
+    """With flip="average" the averaging is part of the network, so that attacks see it too; tight, kw: as `backbones.load_network`."""
+    network = backbones.averaged(backbones.load_network(backbone, weights, device=device, tight=tight, **kw), flip)
     return Model(network, provenance.origin(backbone, weights, network), backbones.is_lipschitz(backbone))
 
 
