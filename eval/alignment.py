@@ -164,14 +164,19 @@ def _rows(path: "str | os.PathLike[str]") -> list[tuple[str, np.ndarray]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not JSON: {error}") from None
     else:
-        content = [(row[0], row[1:]) for row in csv.reader(io.StringIO(text)) if row][1:]
+        try:
+            content = [(row[0], row[1:]) for row in csv.reader(io.StringIO(text)) if row][1:]
+        except csv.Error as error:
+            raise InputError(f"{path}: not a csv: {error}") from None
     found = []
     for name, points in content:
         try:
             array = np.array(points, dtype=float).reshape(5, 2)
-        except (ValueError, TypeError):
-            raise InputError(f"{path}: {name}: {str(points)[:80]}, expected x and y of five points") from None
-        found.append((str(name), array))
+        except (ValueError, TypeError, OverflowError):
+            raise InputError(f"{path}: {name[:80]}: {str(points)[:80]}, expected x and y of five points") from None
+        if "\0" in name:
+            raise InputError(f"{path}: {name[:80]!r} names no file")
+        found.append((name, array))
     if not found:
         raise InputError(f"{path}: no points in it, expected a JSON object or a csv with a line of names and a line for each image")
     return found

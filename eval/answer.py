@@ -39,11 +39,12 @@ _BISECTIONS = 12
 
 class Answers(NamedTuple):
     """found: the records of the pairs, in which each decision counts as right; embeddings [n, D] of the unique images; network: what made
-    them, its layers one after another.
+    them, its layers one after another, on a device.
     """
     found: Records
     embeddings: Tensor
     network: Callable[[Tensor], Tensor]
+    device: "torch.device | str"
     pair_set: PairSet
 
 
@@ -56,19 +57,19 @@ def pair_set_of(crops: Sequence[Crop], left: Sequence[int], right: Sequence[int]
 
 
 def answer(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation, proof: "Proof | None" = None,
-           lipschitz: float | None = None, **embedding: Any) -> Answers:
+           lipschitz: float | None = None, device: "torch.device | str" = "cpu", **embedding: Any) -> Answers:
     """Decide and certify pairs at the threshold `evaluation.tau`, as `records.certify` does; raises as it does.
 
     proof: of the network's rounding, for radius_sound. lipschitz, embedding: as `records.certify`.
     """
     network = records.proven_or_divided(network, pair_set.image_size, lipschitz)
-    embeddings = verification.embed_images(network, pair_set.images, describe=pair_set.describe, **embedding)
+    embeddings = verification.embed_images(network, pair_set.images, describe=pair_set.describe, device=device, **embedding)
     accepted = verification.pair_cosines(embeddings[0], pair_set.left, pair_set.right) > evaluation.tau
     decided = dataclasses.replace(pair_set, same=accepted)
     found = records.evaluate(decided, embeddings, evaluation)
     if proof is not None:
         sound.add(found, proof)
-    return Answers(found, embeddings[0], network, decided)
+    return Answers(found, embeddings[0], network, device, decided)
 
 
 def table_of(answers: Answers) -> pd.DataFrame:
@@ -95,10 +96,8 @@ def smallest_attack(answers: Answers, name: str, pair: int = 0, seed: int = 0, *
     build = partial(robustness.build_attack, name, "strict", settings)
     pairs, sides = answers.pair_set, ("left", "right")
     numbers = [int(pairs.left[pair]), int(pairs.right[pair])]
-    row, like = answers.found.pairs.iloc[pair], next(iter(getattr(answers.network, "parameters", lambda: iter(()))()), None)
-    device, dtype = ("cpu", torch.float32) if like is None else (like.device, like.dtype)
-    images = to_float(torch.stack([pairs.decode(number) for number in numbers]), device, dtype)
-    clean = answers.embeddings[numbers].to(device, dtype)
+    row, clean = answers.found.pairs.iloc[pair], answers.embeddings[numbers].to(answers.device)
+    images = to_float(torch.stack([pairs.decode(number) for number in numbers]), answers.device, clean.dtype)
     objective = "dodging" if row["accepted"] else "impersonation"
 
     def run(eps: float | None) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,10 @@ def search(network: Callable[[Tensor], Tensor], gallery: Sequence[Crop], people:
 
     people: whom each crop of the gallery shows; a template is the mean of the embeddings of a person. Raises as `records.certify`.
     """
-    pair_set = pair_set_of([*gallery, *probes], [0], [0], side)
+    crops = [*gallery, *probes]
+    pair_set = pair_set_of(crops, [0], [0], side)
     network = proven_or_divided(network, pair_set.image_size, lipschitz)
-    embeddings = verification.embed_images(network, pair_set.images, describe=lambda number: [*gallery, *probes][number].path,
-                                           **embedding)[0].double()
+    embeddings = verification.embed_images(network, pair_set.images, describe=lambda number: crops[number].path, **embedding)[0].double()
     names, owner = np.unique(np.array(people), return_inverse=True)
     templates = torch.stack([embeddings[:len(gallery)][torch.from_numpy(owner == number)].mean(0) for number in range(len(names))])
     found = Search(embeddings[len(gallery):], templates, poisoned=0)

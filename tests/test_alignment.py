@@ -122,7 +122,9 @@ def test_points_of_a_table(tmp_path):
 @pytest.mark.parametrize("content, words", [
     ("", "no points"), ("image,x,y\n", "no points"), ("image,x\na.jpg,1,2,3\n", "a.jpg: .*expected x and y of five points"), ("{", "not JSON"),
     ("{}", "no points"), ('{"a": 5}', "expected x and y"), ('{"a": [1, 2, 3, 4, 5, 6, 7, 8, 9, "x"]}', "expected x and y"),
-    ("h\n" + 2 * "a.jpg,1,2,3,4,5,6,7,8,9,10\n", "twice"), (200 * "[", "no points")])
+    ("h\n" + 2 * "a.jpg,1,2,3,4,5,6,7,8,9,10\n", "twice"), (200 * "[", "no points"),
+    ('{"a": [1, 2, 3, 4, 5, 6, 7, 8, 9, 1' + 400 * "0" + "]}", "expected x and y"), ("h\n" + 10**6 * "a", "not a csv"),
+    ("h\na\0.jpg,1,2,3,4,5,6,7,8,9,10\n", "names no file|not a csv")])
 def test_tables_of_points_that_are_none(tmp_path, content, words):
     (tmp_path / "points").write_text(content)
     with pytest.raises(InputError, match=f"points: .*{words}"):

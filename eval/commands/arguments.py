@@ -62,18 +62,20 @@ def evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Which network, and how it is run. Where it is not required, --flip has no default either."""
+    """Which network, and how it is run. Where it is not required, a model may take its place, and photos come one by one."""
     parser.add_argument("--backbone", required=required, metavar="NAME",
                         help="name of the network, e.g. sllnet (python -m eval list has all), or package.module:Name")
     parser.add_argument("--weights", required=required, metavar="FILE", help="its state dict")
     parser.add_argument("--flip", choices=FLIPS, default=Evaluation.flip if required else None,
-                        help="average: the embedding is the mean of those of the image and its mirror image (default none)")
+                        help="average: the embedding is the mean of those of the image and its mirror image (default "
+                             + ("none)" if required else "that of the model, or none)"))
     parser.add_argument("--tight", action="store_true",
                         help="divide embeddings by the proven Lipschitz constant of the network: no cosine changes, and radii grow")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--num-workers", type=inside(int, -1, 1025), default=2, metavar="N",
-                        help="processes that decode images; 0: none (default 2)")
+    if required:
+        parser.add_argument("--num-workers", type=inside(int, -1, 1025), default=2, metavar="N",
+                            help="processes that decode images; 0: none (default 2)")
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,8 @@ def _photo(axes: Axes, crop: Crop) -> None:
         left, top, right, bottom = face.box
         taken = number == crop.chosen
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, linestyle=":", edgecolor=GREEN if taken else "white"))
-        axes.text(left, top, f"face {number + 1}", color=GREEN if taken else "white", fontsize=7, va="bottom")
+        axes.text(left, top, f"face {number + 1}", color="white", fontsize=7, va="top",
+                  bbox={"facecolor": GREEN if taken else "black", "alpha": 0.7, "pad": 1, "linewidth": 0})
     if crop.points is not None:
         axes.plot(*crop.points.T, "+", color=GREEN, markersize=5)
     axes.add_patch(Polygon(crop.outline, fill=False, edgecolor=BLUE, linewidth=1.5))
