@@ -40,7 +40,8 @@ from utils.settings import check_choices, check_least, run_command
 
 EPS = 0.25  # the budget of the certified accuracies that are shown
 MIDPOINT = "midpoint.json"
-COLUMNS = (Column("TAR", digits=PERCENT), Column("CRA_D", EPS, PERCENT), Column("AUC", digits=PERCENT), Column("CRA_I", EPS, PERCENT),
+COLUMNS = (Column("TAR", None, PERCENT, "%"), Column("CRA_D", EPS, PERCENT, "%"), Column("AUC", None, PERCENT, "%"),
+           Column("CRA_I", EPS, PERCENT, "%"),
            Column("norm"), Column("tau"), Column("midpoint deviation"), Column("CPU seconds", digits=0), Column("violations", digits=0))
 
 

@@ -25,12 +25,11 @@ from eval import certification, verification
 from eval.evaluation import Evaluation, budgets
 from eval.records import certified_accuracies, proven_or_divided
 from eval.store.results import SUMMARY
-from eval.store.schema import write_summary
+from eval.store.schema import IDENTIFICATION, write_summary
 from utils import InputError
 from utils.files import atomic_write, read_json
 
 PROBES = "probes.csv"
-TASK = "identification"  # what tells these summaries from those of pairs
 _SUBJECT = ("backbone", "weights_sha256", "flip", "lipschitz", "faces_fingerprint")
 _CHUNK = 512  # probes that are compared with all templates at a time
 
@@ -199,7 +198,7 @@ def summarise(probes: pd.DataFrame, search: Search, fpir: float, target: "float 
     known, others = probes[probes["enrolled"]], probes[~probes["enrolled"]]
     right = (probes["found"] == probes["identity"]) & (probes["norm"] > 0)
     summary: dict[str, Any] = {
-        "task": TASK, "fpir_target": target, "tau": tau, "n_probes": len(known), "n_unknown_probes": len(others),
+        "task": IDENTIFICATION, "fpir_target": target, "tau": tau, "n_probes": len(known), "n_unknown_probes": len(others),
         "n_invalid_embeddings": int((probes["norm"] == 0).sum()), "rank1": float(right[known.index].mean()),
         "cra_rank1": certified_accuracies(known["radius_rank1"], eps),
         "med_rank1": certification.lower_median(known["radius_rank1"].to_numpy()),
@@ -248,7 +247,7 @@ def refuse_other_results(folder: Path, origin: Mapping[str, Any]) -> None:
     if not file.is_file():
         return
     found = read_json(file)
-    if not isinstance(found, dict) or found.get("task") != TASK:
+    if not isinstance(found, dict) or found.get("task") != IDENTIFICATION:
         raise InputError(f"{file}: not results of identify, expected another --out")
     for key in _SUBJECT:
         if found.get(key) != origin[key]:

@@ -47,12 +47,6 @@ def add(result: Records, proof: Proof) -> None:
     result.summary.update({"sound_lipschitz": proof.lipschitz, "sound_error": proof.error})
 
 
-def summary(result: Records) -> dict[str, Any]:
-    """The summary of a result with its sound figures in the place of the others."""
-    found = result.figures
-    return {**found, **{key.removesuffix(_SUFFIX): found[key] for key in found if key.endswith(_SUFFIX)}}
-
-
 def pair_radius(norm: Any, other_norm: Any, cosine: Any, accepted: Any, tau: float, proof: Proof) -> np.ndarray:
     """R [N] for an attack on the image whose embedding has `norm`; 0 where nothing is proven.
 

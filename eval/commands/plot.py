@@ -16,6 +16,8 @@ def declare(commands: Any) -> None:
                                              "adversarial examples.")
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
     parser.add_argument("--out", metavar="DIR", help="where the plots go (default: each into its results folder)")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png",
+                        help="png has 300 dpi; pdf and svg are for papers (default png)")
     parser.add_argument("--bin", metavar="FILE", help="its .bin file of pairs")
     parser.add_argument("--backbone", metavar="NAME", help="its network")
     parser.add_argument("--weights", metavar="FILE", help="the state dict of the network")
@@ -25,28 +27,30 @@ def declare(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw all that the results support."""
-    from eval.show import plots
+    from eval.show import names, plots
     from eval.store import provenance, results
     from utils.files import sha256
-    folders = [folder for given in args.results for folder in results.read_summaries(given)]
-    names = [folder.resolve().name for folder in folders]
-    if args.out and len(set(names)) < len(names):
+    summaries = results.read_summaries(*args.results)
+    folders = list(summaries)
+    prefixes = names.prefixes_of(folders) if args.out else [""] * len(folders)
+    if args.out and len(set(prefixes)) < len(folders):
         raise InputError(f"--out {args.out}: several results folders have the same name, and so would their plots")
     subject = (args.bin, args.backbone, args.weights)
     if any(subject) and not (all(subject) and len(folders) == 1):
         raise InputError(f"adversarial examples need --bin, --backbone and --weights of one result, found {len(folders)} "
                          f"results and {sum(map(bool, subject))} of these options")
     if all(subject):  # first, as this is where something can be wrong
-        flip = results.read_summaries(folders[0])[folders[0]].get("flip", "none")
+        flip = summaries[folders[0]].get("flip", "none")
         asked = {**provenance.origin(args.backbone, args.weights), "flip": flip, "bin_sha256": sha256(args.bin)}
         results.refuse_another_subject(folders[0], asked)
     found = {folder: results.read_records(folder, certified=False) for folder in folders}
-    for (folder, result), name in zip(found.items(), names):
-        print(*plots.write_plots(result, args.out or folder, f"{name}_" if args.out else ""), sep="\n")
+    for (folder, result), prefix in zip(found.items(), prefixes):
+        print(*plots.write_plots(result, args.out or folder, prefix, args.format), sep="\n")
     if args.out and len(folders) > 1:
-        print(*plots.write_comparison(dict(zip(names, found.values())), args.out), sep="\n")
+        called = names.names_of(list(summaries.items()), alone=True)
+        print(*plots.write_comparison(dict(zip(called, found.values())), args.out, args.format), sep="\n")
     if all(subject):
-        path = Path(args.out or folders[0]) / f"{f'{names[0]}_' if args.out else ''}adversarial_examples.png"
+        path = Path(args.out or folders[0]) / f"{prefixes[0]}adversarial_examples.{args.format}"
         _draw_examples(args, found[folders[0]], path)
         print(path)
 

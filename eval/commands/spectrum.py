@@ -42,7 +42,7 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
 
     from backbones import image_size, naming
     from eval import spectrum
-    from eval.show.plots import literal
+    from eval.show.drawing import literal
     from eval.show.spectrum import plot_spectra
     from eval.store.subject import open_pairs
     from utils.files import atomic_write, write_json

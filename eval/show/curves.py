@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from eval.show import published, toy
-from eval.show.plots import COLOURS, LINES, MARKERS, PathLike, finish, literal, save_figure
+from eval.show.drawing import COLOURS, LINES, MARKERS, PathLike, finish, literal, save_figure
 from utils import InputError
 from utils.utils_logging import TrainingLog
 

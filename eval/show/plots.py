@@ -1,10 +1,5 @@
-"""Figures from the records of an evaluation, as PNG files; none needs a display.
-
-`write_plots` makes all that a result supports. Colours are those of Okabe and Ito, which colour-blind readers can tell
-apart; lines differ in style and points in shape besides.
-"""
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+"""Figures from the records of an evaluation; `write_plots` makes all that a result supports. Each mark is explained by a legend."""
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,30 +7,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from eval import certification, outcomes, verification
 from eval.records import AUDITED, Records, table_of
-from eval.show.tables import attack_label
+from eval.show import drawing
+from eval.show.drawing import COLOURS, GREYS, LINES, MARKERS, PathLike, entitle, finish, label_of, legend_below, literal, save_figure
+from eval.show.figures import attack_label
 from eval.store.subject import OBJECTIVES
 from utils import InputError
-from utils.files import atomic_write
 
-PathLike = str | os.PathLike[str]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "D", "v", "P", "X")
-GREYS = ("#000000", "#777777", "#AAAAAA")
 UNIT = r"$\ell_2$, pixels in [-0.5, 0.5]"
 KINDS = {kind: f"{objective} ({kind.upper()})" for kind, objective in OBJECTIVES.items()}
+MANY = 2000  # marks that a figure of lines has as pixels, as it would be large
 RADIUS = {"u": "radius_u", "d": "radius", "i": "radius"}
-DPI = 110
 
 
-def write_plots(found: Records, folder: PathLike, prefix: str = "") -> list[Path]:
-    """All figures that the records have the columns for, in `folder` as {prefix}{name}.png. Returns their paths."""
+def write_plots(found: Records, folder: PathLike, prefix: str = "", kind: str = "png") -> list[Path]:
+    """All figures that the records have the columns for, in `folder` as {prefix}{name}.{kind}, of "png", "pdf" or "svg". Returns their
+    paths.
+    """
     certified, of = found.certified, title_of(found.summary)
     attacked = bool(outcomes.attack_names(found))
     compared = certified and any(len(norms) for kind in KINDS for norms in _smallest(found, kind))
@@ -52,46 +44,57 @@ def write_plots(found: Records, folder: PathLike, prefix: str = "") -> list[Path
     paths = []
     for name, (supported, make, heading) in makers.items():
         if supported:
-            paths.append(Path(folder) / f"{prefix}{name}.png")
+            paths.append(Path(folder) / f"{prefix}{name}.{kind}")
             make(paths[-1], title=f"{heading}\n{of}")
     return paths
 
 
-def write_comparison(results: Mapping[str, Records], folder: PathLike) -> list[Path]:
-    """Several named results in one figure each: certified_accuracy.png and feature_norms.png. Returns their paths."""
-    paths = [Path(folder) / "feature_norms.png"]
-    plot_feature_norms(results, paths[0], "Feature norms")
+def write_comparison(results: Mapping[str, Records], folder: PathLike, kind: str = "png") -> list[Path]:
+    """Several named results in one figure each: certified_accuracy and feature_norms. Returns their paths."""
+    paths = [Path(folder) / f"feature_norms.{kind}"]
+    plot_feature_norms(results, paths[0], _heading("Feature norms", results))
     certified = {name: found for name, found in results.items() if found.certified}
     if certified:
-        paths.append(Path(folder) / "certified_accuracy.png")
-        plot_certified_accuracy(certified, paths[-1], "Certified accuracy")
+        paths.append(Path(folder) / f"certified_accuracy.{kind}")
+        plot_certified_accuracy(certified, paths[-1], _heading("Certified accuracy", certified))
     return paths
+
+
+def _heading(what: str, results: Mapping[str, Records]) -> str:
+    """What a figure of several results is about: what they have in common."""
+    parts = [_about(found.summary) for found in results.values()]
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
+    return f"{what}\n{', '.join(shared)}" if shared else what
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
     """What a figure is about."""
-    return f"{literal(summary['bin'])}, {literal(summary['protocol'])} protocol, " + rf"$\tau$ = {summary['tau']:.3f}"
+    return ", ".join(_about(summary))
 
 
-def literal(name: str) -> str:
-    """A name from a file for a figure: a dollar sign would begin a formula."""
-    return name.replace("$", r"\$")
+def _about(summary: Mapping[str, Any]) -> list[str]:
+    """The set, the protocol, what the threshold was chosen for, and the threshold."""
+    far = summary.get("far_target")
+    return [literal(drawing.shortened(summary["bin"])), f"{literal(summary['protocol'])} protocol",
+            *(["mirror images averaged"] if summary.get("flip", "none") != "none" else []),
+            *([f"FAR {far:g}"] if far is not None else []), rf"$\tau$ = {summary['tau']:.3f}"]
 
 
-def plot_certified_accuracy(results: Mapping[str, Records], out_png: PathLike, title: str = "") -> None:
+def plot_certified_accuracy(results: Mapping[str, Records], out: PathLike, title: str = "") -> None:
     """Certified accuracy (CRA) against the budget, a panel for each kind of attack and a line for each named result."""
     figure, panels = _panels(title, "budget", "certified accuracy [%]")
     for (kind, axes) in panels.items():
         for number, (name, found) in enumerate(results.items()):
             radius = table_of(found, kind).get(RADIUS[kind], pd.Series(dtype=float))
             if len(radius):
-                axes.plot(*_share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], label=name,
-                          drawstyle="steps-post")
-    finish(figure, panels.values(), len(results) > 1)
-    save_figure(figure, out_png)
+                axes.plot(*_share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], drawstyle="steps-post",
+                          label=label_of(name) or "right, and certified beyond the budget")
+    finish(figure, panels.values(), False)
+    legend_below(figure, panels.values(), 3)
+    save_figure(figure, out)
 
 
-def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> None:
+def plot_robust_accuracy(found: Records, out: PathLike, title: str = "") -> None:
     """Empirical robust accuracy against the budget, a line for each minimum-norm attack and points for each with budgets, and below them
     the certified accuracy of the same rows. Attacks with limits of their own are about rows of their own: a certified line for each limit.
     """
@@ -114,12 +117,11 @@ def plot_robust_accuracy(found: Records, out_png: PathLike, title: str = "") -> 
                 shares = [100 * outcomes.robust(found, attack, kind, eps).mean() for eps in budgets]
                 axes.plot(budgets, shares, MARKERS[number % 6], **style)
     finish(figure, panels.values(), False)
-    entries = {label: handle for axes in panels.values() for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize="small")  # inside it would hide curves
-    save_figure(figure, out_png)
+    legend_below(figure, panels.values())
+    save_figure(figure, out)
 
 
-def plot_roc(found: Records, out_png: PathLike, eps: Sequence[float] | None = None, title: str = "") -> None:
+def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, title: str = "") -> None:
     """ROC curve and, where the network is certified, the band between it and the ROC curve that is certified when one
     image of every pair may be perturbed by eps (default: the first dodging budget). Dots are what tau gives.
     """
@@ -127,12 +129,12 @@ def plot_roc(found: Records, out_png: PathLike, eps: Sequence[float] | None = No
     cosine, same, tau = pairs["cosine"].to_numpy(), pairs["same"].to_numpy(), summary["tau"]
     floor = 0.5 / (~same).sum()
     grid = np.geomspace(floor, 1, 500)
-    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single(title, 4.9)
     clean = _tar_at(*verification.roc(cosine, same), grid)
     axes.plot(grid, clean, color="black", drawstyle="steps-post", label="no attack")
     reached, false = verification.tar_far(cosine, same, tau)
-    axes.plot(max(false, floor), 100 * reached, "o", color="black", clip_on=False)
+    dot = {"clip_on": False, "linestyle": ""}
+    axes.plot(max(false, floor), 100 * reached, "o", color="black", label=rf"at $\tau$: FAR {false:.3g}, TAR {100 * reached:.1f}%", **dot)
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [next(iter(summary["cra_d"]))] if eps is None else eps
     for number, budget in enumerate(budgets if found.certified else ()):
@@ -140,16 +142,19 @@ def plot_roc(found: Records, out_png: PathLike, eps: Sequence[float] | None = No
         certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
         axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
                   drawstyle="steps-post")
-        axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post")
         here = max(0, np.searchsorted(-thresholds, -tau, side="right") - 1)
-        axes.plot(max(far[here], floor), 100 * tar[here], "o", color=colour, clip_on=False)
-    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), xlabel="FAR (worst case under attack)",
-             ylabel="TAR (certified under attack) [%]", title=title)
-    finish(figure, [axes], True, zero=False)
-    save_figure(figure, out_png)
+        axes.plot(max(far[here], floor), 100 * tar[here], MARKERS[1 + number % 5], color=colour, **dot,
+                  label=rf"at $\tau$: FAR up to {far[here]:.3g}, TAR at least {100 * tar[here]:.1f}%")
+        axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post",
+                          label=rf"what attacks up to $\epsilon$ = {budget:g} may cost at most")
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), ylabel="TAR (certified under attack) [%]",
+             xlabel=rf"FAR (worst case under attack); $\epsilon$: {UNIT}" if found.certified else "FAR")
+    finish(figure, [axes], False, zero=False)
+    legend_below(figure, [axes], 1)
+    save_figure(figure, out)
 
 
-def plot_radius_histograms(found: Records, out_png: PathLike, title: str = "") -> None:
+def plot_radius_histograms(found: Records, out: PathLike, title: str = "") -> None:
     """Histograms of the certified radii of right decisions, with the median of all (wrong ones count as 0)."""
     figure, panels = _panels(title, "certified radius", "number of decisions")
     for number, (kind, axes) in enumerate(panels.items()):
@@ -162,10 +167,10 @@ def plot_radius_histograms(found: Records, out_png: PathLike, title: str = "") -
         axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper right", fontsize="small")
     finish(figure, panels.values(), False)
-    save_figure(figure, out_png)
+    save_figure(figure, out)
 
 
-def plot_feature_norms(results: Mapping[str, Records], out_png: PathLike, title: str = "") -> None:
+def plot_feature_norms(results: Mapping[str, Records], out: PathLike, title: str = "") -> None:
     """Histogram of the feature norms |f(x)| over the images, an outline for each named result."""
     norms = {name: found.images["norm"].to_numpy() for name, found in results.items()}
     values = np.concatenate(list(norms.values()))
@@ -174,54 +179,51 @@ def plot_feature_norms(results: Mapping[str, Records], out_png: PathLike, title:
         raise InputError("no image has a feature norm above 0: there is nothing to plot")
     wide = values.max() > 20 * values.min()
     bins = (np.geomspace if wide else np.linspace)(values.min(), values.max() * 1.0001, 61)
-    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single(title, 4.2)
     for number, (name, norm) in enumerate(norms.items()):
         axes.hist(norm, bins, histtype="step", linewidth=1.5, linestyle=LINES[number % 4], color=COLOURS[number % 7],
-                  label=f"{name}{', ' if name else ''}mean {norm.mean():.3f}")
-    axes.set(xscale="log" if wide else "linear", xlabel=r"feature norm $\|f(x)\|$", ylabel="number of images",
-             title=title)
+                  label=f"{label_of(name) or 'images'}, mean {norm.mean():.3f}")
+    axes.set(xscale="log" if wide else "linear", xlabel=r"feature norm $\|f(x)\|$", ylabel="number of images")
     finish(figure, [axes], True, zero=not wide)
-    save_figure(figure, out_png)
+    save_figure(figure, out)
 
 
-def plot_radius_against_attack(found: Records, out_png: PathLike, title: str = "") -> None:
+def plot_radius_against_attack(found: Records, out: PathLike, title: str = "") -> None:
     """Certified radius against the smallest perturbation that any minimum-norm attack or the audit succeeded with, of
     right decisions: none may lie below the diagonal. Triangles at the top: no attack succeeded.
     """
     points = {KINDS[kind]: _radius_and_norm(found, kind) for kind in KINDS}
-    _scatter(points, "smallest successful perturbation", out_png, title)
+    _scatter(points, "smallest successful perturbation", out, title)
 
 
-def plot_radius_against_upper_bound(found: Records, out_png: PathLike, title: str = "") -> None:
+def plot_radius_against_upper_bound(found: Records, out: PathLike, title: str = "") -> None:
     """Certified radius of rejected false pairs against Theorem 2's upper bound: none may lie below the diagonal."""
     table = table_of(found, "i")
     table = table[table["radius"] > 0]
     points = {"false pairs, rejected": (table["radius"].to_numpy(), table["upper_bound"].to_numpy())}
-    _scatter(points, "upper bound of Theorem 2", out_png, title)
+    _scatter(points, "upper bound of Theorem 2", out, title)
 
 
-def plot_tightness(found: Records, out_png: PathLike, title: str = "") -> None:
+def plot_tightness(found: Records, out: PathLike, title: str = "") -> None:
     """Histogram of smallest successful perturbation over certified radius; 1 would be a tight certificate."""
     pairs = {KINDS[kind]: _radius_and_norm(found, kind) for kind in KINDS}
     ratios = {label: norm / radius for label, (radius, norm) in pairs.items() if len(norm)}
     finite = np.concatenate([np.ones(1), *(ratio[np.isfinite(ratio)] for ratio in ratios.values())])
     wide = finite.max() > 20
     bins = (np.geomspace if wide else np.linspace)(finite.min() / 1.02, finite.max() * 1.02, 41)
-    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single(title, 4.2)
     for number, (label, ratio) in enumerate(ratios.items()):
         median = certification.lower_median(ratio)
         axes.hist(ratio[np.isfinite(ratio)], bins, histtype="step", linewidth=1.5, linestyle=LINES[number],
                   color=COLOURS[number], label=f"{label}: median {median:.2f}{_failures(ratio)}")
     axes.axvline(1, color="black", linewidth=1, label="certificate")
-    axes.set(xscale="log" if wide else "linear", ylim=(0, 1.4 * axes.get_ylim()[1]), title=title,
+    axes.set(xscale="log" if wide else "linear", ylim=(0, 1.4 * axes.get_ylim()[1]),
              ylabel="number of decisions", xlabel="smallest successful perturbation / certified radius")
     finish(figure, [axes], True, zero=False)
-    save_figure(figure, out_png)
+    save_figure(figure, out)
 
 
-def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Tensor, out_png: PathLike,
+def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Tensor, out: PathLike,
                               captions: Sequence[str]) -> None:
     """A row for each attacked image: source, the image it is compared with, adversarial image, and the perturbation
     times 10 on grey. Images [N, 3, H, W] in [-0.5, 0.5]; a caption a row.
@@ -236,23 +238,7 @@ def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Te
         for axes, image in zip(figure.axes[place::4], images.detach().cpu()):
             axes.imshow((image + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
             axes.set(xticks=[], yticks=[])
-    save_figure(figure, out_png, colours=256)
-
-
-def save_figure(figure: Figure, path: PathLike, colours: int | None = None) -> None:
-    """Write a figure as PNG, whole or not at all; with `colours` by a palette, as noise would make a large file.
-
-    Raises InputError where a title is a formula that is none, or a value too large to be drawn.
-    """
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(DPI)
-    try:
-        canvas.draw()
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: cannot be drawn: {error}") from error
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    with atomic_write(path, "wb") as file:
-        (image.quantize(colours) if colours else image).save(file, format="png")
+    save_figure(figure, out, colours=256)
 
 
 def _limits(found: Records) -> dict[str, int]:
@@ -295,6 +281,12 @@ def _tar_at(far: np.ndarray, tar: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return 100 * np.append(0., tar)[np.searchsorted(far, grid, side="right")]
 
 
+def _single(title: str, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.5, height), layout="constrained")
+    entitle(figure, title)
+    return figure, figure.subplots()
+
+
 def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     """A panel a kind of attack."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -302,26 +294,14 @@ def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     for kind, axes in panels.items():
         axes.set(title=KINDS[kind], **({"ylim": (0, 102)} if "%" in y else {}))
         axes.locator_params(axis="x", nbins=6)  # more would run into those of the next panel
-    figure.suptitle(title)
+    entitle(figure, title)
     panels["d"].set_xlabel(f"{x} ({UNIT})")  # of all three; a label of the figure would lie under a legend below them
     panels["u"].set_ylabel(y)
     return figure, panels
 
 
-def finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = True) -> None:
-    """What all figures share: a grid behind the curves, a horizontal axis from 0 (`zero`), a legend in the first panel."""
-    for axes in panels:
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-        if zero:
-            axes.set_xlim(0, None)
-    if legend:
-        figure.axes[0].legend(fontsize="small")
-
-
-def _scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, out_png: PathLike, title: str) -> None:
-    figure = Figure(figsize=(5.5, 4.6), layout="constrained")
-    axes = figure.subplots()
+def _scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, out: PathLike, title: str) -> None:
+    figure, axes = _single(title, 4.6)
     radii, norms = (np.concatenate(values) for values in zip(*points.values()))
     both = np.concatenate([radii, norms[np.isfinite(norms)]])
     low, high = (both.min() / 1.3, both.max() * 1.5) if len(radii) else (0.1, 10)
@@ -330,11 +310,13 @@ def _scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, ou
     for number, (name, (radius, norm)) in enumerate(points.items()):
         if not len(radius):
             continue
-        style = {"color": COLOURS[number], "alpha": 0.5, "linestyle": "", "markersize": 3.5}
+        style = {"color": COLOURS[number], "alpha": 0.5, "linestyle": "", "markersize": 3.5, "rasterized": len(radius) > MANY}
         done = np.isfinite(norm)
         axes.plot(radius[done], norm[done], MARKERS[number], label=f"{name}{_failures(norm)}", **style)
         axes.plot(radius[~done], np.full((~done).sum(), high / 1.1), "^", **style)
-    axes.set(xscale="log", yscale="log", ylim=(low, high), title=title, xlabel=f"certified radius ({UNIT})",
+    if np.isinf(norms).any():
+        axes.plot([], [], "^", color="grey", markersize=3.5, label="at the top: without success")
+    axes.set(xscale="log", yscale="log", ylim=(low, high), xlabel=f"certified radius ({UNIT})",
              ylabel=f"{label} ({UNIT})")
     finish(figure, [axes], True, zero=False)
-    save_figure(figure, out_png)
+    save_figure(figure, out)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from utils import InputError
+
 _BUDGETS = {"u": (1.5, 3.0), "d": (0.25, 0.75), "i": (0.25, 0.75)}
 
 # TAR, tau, then for U, D and I: CRA at the two budgets and the median radius; feature norm
@@ -72,6 +74,23 @@ def ablation() -> list[dict[str, Any]]:
     """The ablation on xi, certified and empirical."""
     return [_summary("Proposed") | {"xi": float(xi)} | _certified(line) | _attacked(_EMPIRICAL_XI[xi])
             for xi, line in _CERTIFIED_XI.items()]
+
+
+def named_ablation() -> list[dict[str, Any]]:
+    """The same for a table that has no column for xi: it is in the names."""
+    return [{key: value for key, value in row.items() if key != "xi"} | {"name": f"published, xi = {row['xi']:g}"} for row in ablation()]
+
+
+def rows(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Published rows by name: xi0 ... xi5 of the ablation, lfw, cfp_fp and agedb_30 of Table 1, ArcFace ... of Table 2. Raises InputError
+    for others.
+    """
+    known = {f"xi{row['xi']:g}": named for row, named in zip(ablation(), named_ablation())}
+    known |= {row["bin"]: row | {"name": "published"} for row in table1()}
+    known |= {row["name"]: row | {"name": f"published, {row['name']}"} for row in table2() if row["name"] != "Proposed"}
+    if other := [name for name in names if name not in known]:
+        raise InputError(f"--paper {other[0]}: not a published row, expected {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def toy(dataset: str) -> pd.DataFrame:

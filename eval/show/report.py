@@ -46,7 +46,7 @@ def training(output: Path, models: Mapping[str, str]) -> Table:
     seconds = {run: read_cpu_seconds(log_of(output, run)) for run in logs}
     targets = list(dict.fromkeys(target for log in logs.values() for target in log.verification["target"]))
     columns = [*_RUN, Column("steps", digits=0), Column("loss"), Column("norm"),
-               *(Column(f"{target} accuracy, flip-summed [%]", digits=PERCENT) for target in targets), Column("CPU seconds", digits=0)]
+               *(Column(f"{target} accuracy, flip-summed", None, PERCENT, "%") for target in targets), Column("CPU seconds", digits=0)]
     rows = []
     for run, (steps, verified) in logs.items():
         last = steps.iloc[-1]
@@ -71,8 +71,7 @@ def evaluated(output: Path, models: Mapping[str, str], name: str, protocol: str,
     """Tables 1 and 2 of one .bin file, protocol and FAR, with the published ablation below the rows of the runs."""
     found = {run: results.read_records(output / run / name / folder_of(protocol, far), certified=False) for run in models}
     summaries = [one.summary for one in found.values()]
-    theirs = [{key: value for key, value in row.items() if key != "xi"} | {"name": f"published, xi = {row['xi']:g}"}
-              for row in published.ablation()]
+    theirs = published.named_ablation()
     negatives = int((~next(iter(found.values())).pairs["same"]).sum())
     certified = [summary for summary in summaries if summary["med_u"] is not None]
     parts = [f"## {name}: {protocol} protocol, FAR {far:g}", f"{negatives} false pairs: the finest FAR above 0 is {1 / negatives:.2g}."]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.show.plots import COLOURS, LINES, finish, save_figure
+from eval.show.drawing import COLOURS, LINES, finish, save_figure
 
 _POINTS = 500  # of a curve: a layer has up to a million singular values
 

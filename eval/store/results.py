@@ -1,5 +1,6 @@
 """The files of a results folder: written whole or not at all, and read as they were written, to the last bit."""
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,29 @@ def read_records(folder: str | os.PathLike[str], certified: bool = True) -> Reco
     return found
 
 
-def read_summaries(folder: str | os.PathLike[str]) -> dict[Path, Summary]:
-    """The summaries in a results folder, or in the folders inside it, by folder. Raises InputError where there are none."""
+def read_summaries(*given: str | os.PathLike[str]) -> dict[Path, Summary]:
+    """The summaries in results folders, or in the folders inside each, by folder; a file is a summary under a name of its own. Raises
+    InputError where one has none.
+
+    Those of identify, which are not of pairs, are left out with a warning, or refused where there are no others.
+    """
+    files = {file: path for folder in given for file, path in places_in(folder).items()}
+    others = [path for file, path in files.items() if schema.is_of_identify(file)]
+    if 0 < len(others) < len(files):
+        warnings.warn(f"{', '.join(map(str, others))}: left out, being results of identify and not of pairs", stacklevel=2)
+        files = {file: path for file, path in files.items() if path not in others}
+    return {path: schema.read_summary(file) for file, path in files.items()}
+
+
+def places_in(folder: str | os.PathLike[str]) -> dict[Path, Path]:
+    """The files of summaries in a results folder, or in the folders inside it, each with the path that its result is known by."""
     folder = Path(folder)
-    files = [folder / SUMMARY] if (folder / SUMMARY).is_file() else found_in(folder, f"*/{SUMMARY}")
+    if folder.is_file() and folder.name != SUMMARY:
+        return {folder: folder}
+    files = [folder] if folder.is_file() else [folder / SUMMARY] if (folder / SUMMARY).is_file() else found_in(folder, f"*/{SUMMARY}")
     if not files:
         raise InputError(f"{folder}: no {SUMMARY} in it or in the folders inside it")
-    return {file.parent: schema.read_summary(file) for file in files}
+    return {file: file.parent for file in files}
 
 
 def refuse_another_subject(folder: str | os.PathLike[str], asked: Mapping[str, Any]) -> None:

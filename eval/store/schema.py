@@ -19,6 +19,7 @@ MAX_HEADER = 2**14
 MAX_SUMMARY = 2**20
 MAX_NUMBER = 1e15  # of norms and radii; from 2**53 on a histogram has no bins
 
+IDENTIFICATION = "identification"  # the task of summaries of identify, which are not of pairs
 REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys of a summary
 
 # kind of value, and range, of the columns of pairs.csv, images.csv and attacks.csv
@@ -121,6 +122,8 @@ def read_summary(path: Path) -> Summary:
     if isinstance(summary, dict) and summary.get("format") != FORMAT and {"protocol", "tau"} <= set(summary):
         raise InputError(f"{path}: results of format {str(summary.get('format', 1))[:20]}, of another version of this project, expected "
                          f"{FORMAT}: run python -m eval certify again, in another folder")
+    if _is_identification(summary):
+        raise InputError(f"{path}: results of identify, expected those of pairs, which certify and attack write")
     if missing := sorted(set(REQUIRED) - (set(summary) if isinstance(summary, dict) else set())):
         raise InputError(f"{path}: not a summary: {', '.join(missing)} missing")
     summary = _as_dicts(summary)
@@ -129,6 +132,18 @@ def read_summary(path: Path) -> Summary:
         if fits and not fits(value):
             raise InputError(f"{path}: not a summary: {key} is {str(value)[:60]}")
     return summary
+
+
+def is_of_identify(path: Path) -> bool:
+    """Whether a summary.json is of identify, and not of pairs; of what cannot be read `read_summary` says why."""
+    try:
+        return _is_identification(read_json(path, MAX_SUMMARY))
+    except (OSError, InputError):
+        return False
+
+
+def _is_identification(summary: Any) -> bool:
+    return isinstance(summary, dict) and summary.get("task") == IDENTIFICATION
 
 
 def _as_lists(value: Any) -> Any:
@@ -189,10 +204,29 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_seed(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _are_norms(value: Any) -> bool:
+    """[{p, dimension, cra_u, cra_d, cra_i}]: certified accuracies in l_p norms."""
+    return isinstance(value, list) and all(isinstance(norm, dict) and _is_order(norm.get("p")) and all(
+        _is_by_budget(item) for key, item in norm.items() if str(key).startswith("cra_")) for norm in value)
+
+
+def _is_order(value: Any) -> bool:
+    return value == "inf" or type(value) in (int, float) and 1 <= value < math.inf
+
+
 def _is_figures(value: Any) -> bool:
     """{cra_d, med_d, cra_i, med_i} of a certificate."""
     return isinstance(value, dict) and all(_is_by_budget(item) if str(key).startswith("cra_") else _is_number(item)
                                            for key, item in value.items())
+
+
+def _is_threshold(value: Any) -> bool:
+    """{target, tau, far, tar, reason}: what is certified where the threshold is chosen under attack."""
+    return isinstance(value, dict) and all(_is_text(item) if key == "reason" else _is_number(item) for key, item in value.items())
 
 
 _ATTACK: dict[str, Callable[[Any], bool]] = {
@@ -205,6 +239,7 @@ _SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compi
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
     (r"cra_[udi](_sound)?", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
     (r"(med_attack|never)_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),
-    (r"certificates", _each(_is_figures)),
+    (r"certificates", _each(_is_figures)), (r"lp", _are_norms), (r"certified_far", _by_budget(_is_threshold)), (r"seed", _is_seed),
+    (r"name", lambda value: value is None or _is_text(value)), (r"lipschitz_assumed", lambda value: type(value) is bool),
     (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_(std|at_tau)|best_\w+|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+",
      _is_number)))
