@@ -317,7 +317,7 @@ def test_table1_has_the_published_layout():
                "cra_u": {1.5: 1.0, 3.0: 0.7476}, "cra_d": {0.25: 0.6682, 0.75: 0.3005}, "med_d": 0.469,
                "cra_i": {0.25: 0.9821, 0.75: 0.4033}, "med_i": None}
     header, row = tables.render(tables.table1([summary])).splitlines()
-    assert row.split() == ["lfw", "paper", "0.001", "83.97", "0.231", "100.00", "74.76", "3.136", "66.82", "30.05", "0.469", "98.21", "40.33", "-", "3.245"]
+    assert row.split() == ["lfw", "paper", "0.001", "83.97%", "0.231", "100.00%", "74.76%", "3.136", "66.82%", "30.05%", "0.469", "98.21%", "40.33%", "-", "3.245"]
     assert [name for name in header.split("  ") if name] and header.index("norm") > header.index("med I")
     other = {**summary, "cra_u": {10.0: 0.5}}
     frame = tables.table1([summary, other]).frame()

@@ -10,6 +10,7 @@ from conftest import ROOT, SHARED, needs_shared
 from small_world import command, world  # noqa: F401
 
 import eval.__main__ as command_line
+from eval.show import printed as printed_tables
 from eval.show import published, tables
 from eval.store import schema
 from utils import InputError
@@ -105,7 +106,7 @@ def test_every_number_follows_from_the_csv_files_by_plain_loops(world, protocol,
     accuracies = {bar: 100 * np.mean([(cosine > bar) == truth for cosine, truth in zip(cosines, same)]) for bar in (*cosines, -1.0, tau)}
     assert clean["accuracy at tau"] == pytest.approx(accuracies[tau])
     assert clean["best accuracy"] == pytest.approx(max(accuracies.values()))
-    reached = 100 * np.mean([(cosine > clean["its threshold"]) == truth for cosine, truth in zip(cosines, same)])
+    reached = 100 * np.mean([(cosine > clean["best threshold"]) == truth for cosine, truth in zip(cosines, same)])
     assert reached == pytest.approx(clean["best accuracy"])
     assert clean["reached FAR"] == pytest.approx(100 * np.mean([cosine > tau for cosine, truth in zip(cosines, same) if not truth]))
     assert (clean["tau"], clean["TAR"]) == (tau, first["TAR"])
@@ -171,28 +172,29 @@ def test_formats_can_be_read_by_others():
     markdown = [re.split(r"(?<!\\)\|", line)[1:-1] for line in tables.render(table, "markdown").splitlines()]
     assert {len(line) for line in markdown} == {len(frame.columns)} and len(markdown) == 4
     assert set("".join(markdown[1])) <= set(": -") and markdown[2][0].strip() == r"a\|b_1 & <{2}>"
-    latex = tables.render(table, "latex").splitlines()
-    assert (latex[0].count("{"), latex[-1]) == (latex[0].count("}"), r"\end{tabular}")
-    columns = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", latex[0])[1]
-    body = [line for line in latex[1:-1] if line != r"\hline"]
+    package, begin, *latex, end = tables.render(table, "latex").splitlines()
+    assert (package, end) == (r"% \usepackage{booktabs}", r"\end{tabular}")
+    columns = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", begin)[1]
+    assert (latex[0], latex[2], latex[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
+    body = [line for line in latex if not line.endswith("rule")]
     assert len(columns) == len(frame.columns) and len(body) == 3
     for line in body:
         assert line.endswith(r" \\") and len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
-        assert not re.search(r"(?<!\\)[_#%$]", line)
-    assert r"a|b\_1 \& \textless{}\{2\}\textgreater{}" in latex[4]
+        assert not re.search(r"(?<!\\)[_#%$]", line.replace(r"$\ell_2$", ""))
+    assert r"a\textbar{}b\_1 \& \textless{}\{2\}\textgreater{}" in body[1]
     text = tables.render(table).splitlines()
     assert len({len(line) for line in text}) == 1 and text[1].startswith("a|b_1 & <{2}>  a_b")
     assert tables.side_by_side(table).shape == (len(frame.columns) - 4, 2)
 
 
 def test_wide_tables_go_on_below_with_their_labels(monkeypatch):
-    monkeypatch.setattr(tables, "WIDTH", 70)
+    monkeypatch.setattr(printed_tables, "WIDTH", 70)
     table = tables.table1([summary(name="x")])
     parts = [part.splitlines() for part in tables.render(table).split("\n\n")]
     assert len(parts) > 1 and all(len(line) <= 70 for part in parts for line in part)
     assert all(part[0].startswith("Model") and part[1].startswith("x") for part in parts)
     names = [name for part in parts for name in re.split(r"\s{2,}", part[0])[4:]]
-    assert names == list(map(str, table.columns))[4:]
+    assert names == [f"{column} [l2]" if column.title.startswith("med") else str(column) for column in table.columns[4:]]
 
 
 def test_the_ablation_is_sorted_by_xi_and_tells_it_from_folders(tmp_path, capsys):

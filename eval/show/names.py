@@ -21,10 +21,11 @@ def names_of(results: Sequence[Result], alone: bool = False) -> list[str]:
     alone: where nothing stands beside a name that says what a result is about, as in a legend: all are told apart.
     """
     names = [given_name(result) for result in results]
-    for alike in _by(range(len(results)), lambda number: (names[number], *(() if alone else _setting(results[number])))):
-        if len({results[number][0] for number in alike}) > 1:
-            for number, name in zip(alike, _told_apart([results[number] for number in alike], alone)):
-                names[number] = name
+    groups = _by(range(len(results)), lambda number: (names[number], *(() if alone else _setting(results[number]))))
+    groups = [alike for alike in groups if len({results[number][0] for number in alike}) > 1]
+    for alike in [sum(groups, [])] if alone and groups else groups:
+        for number, name in zip(alike, _told_apart([results[number] for number in alike], alone)):
+            names[number] = name
     return names
 
 

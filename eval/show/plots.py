@@ -123,7 +123,8 @@ def plot_robust_accuracy(found: Records, out: PathLike, title: str = "") -> None
 
 def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, title: str = "") -> None:
     """ROC curve and, where the network is certified, the band between it and the ROC curve that is certified when one
-    image of every pair may be perturbed by eps (default: the first dodging budget). Dots are what tau gives.
+    image of every pair may be perturbed by eps (default: the first dodging budget). Dots are what tau gives: under attack 1 - CRA_I and
+    CRA_D.
     """
     pairs, summary = found.pairs, found.summary
     cosine, same, tau = pairs["cosine"].to_numpy(), pairs["same"].to_numpy(), summary["tau"]
@@ -138,13 +139,13 @@ def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, 
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [next(iter(summary["cra_d"]))] if eps is None else eps
     for number, budget in enumerate(budgets if found.certified else ()):
-        thresholds, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
+        _, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
         certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
         axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
                   drawstyle="steps-post")
-        here = max(0, np.searchsorted(-thresholds, -tau, side="right") - 1)
-        axes.plot(max(far[here], floor), 100 * tar[here], MARKERS[1 + number % 5], color=colour, **dot,
-                  label=rf"at $\tau$: FAR up to {far[here]:.3g}, TAR at least {100 * tar[here]:.1f}%")
+        kept = (pairs["radius"] > budget).to_numpy()
+        axes.plot(max(1 - kept[~same].mean(), floor), 100 * kept[same].mean(), MARKERS[1 + number % 5], color=colour, **dot,
+                  label=rf"at $\tau$: FAR up to {1 - kept[~same].mean():.3g}, TAR at least {100 * kept[same].mean():.1f}%")
         axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post",
                           label=rf"what attacks up to $\epsilon$ = {budget:g} may cost at most")
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), ylabel="TAR (certified under attack) [%]",
