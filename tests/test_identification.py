@@ -281,5 +281,5 @@ def test_results_of_something_else_are_kept(people, capsys):
     capsys.readouterr()
     assert identify(people, out="out") == 2 and "not results of identify" in capsys.readouterr().err
     assert identify(people, "--flip", "average") == 2 and "these results have flip none" in capsys.readouterr().err
-    assert command(people, "certify", out="found") == 2 and "not a summary" in capsys.readouterr().err
+    assert command(people, "certify", out="found") == 2 and "results of identify, expected" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in before}

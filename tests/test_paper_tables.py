@@ -111,7 +111,7 @@ def test_figures_by_name_are_those_of_the_summary(world, capsys):
 
 def test_every_name_of_the_help_and_of_the_errors_can_be_asked_for():
     for text in figures.names():
-        name = re.sub(r"\[[:@].*", "", text).replace("K", "d")
+        name = re.sub(r"\[[:@].*", "", text).replace("K", "d").replace("p=P", "p=2")
         assert str(figures.asked(name)) == name
     for text, key, of, eps in (("era_u:some.module:Attack@0.5", "era_u", "some.module:Attack", 0.5), ("cra_d@0.25", "cra_d", "", 0.25)):
         assert figures.asked(text) == (key, of, eps)

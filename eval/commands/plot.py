@@ -62,4 +62,5 @@ def _draw_examples(args: argparse.Namespace, found: Any, path: Path) -> None:
     model = load_model(args.backbone, args.weights, device, summary.get("flip", "none"))
     pair_set, _ = open_pairs(model, args.bin, summary["protocol"], tuple(summary["image_size"][1:]) if summary.get("resized") else None)
     pictures = examples.adversarial_examples(model.network, pair_set, found, device=device)
-    plots.plot_adversarial_examples(pictures.sources, pictures.targets, pictures.adversarials, path, pictures.captions)
+    plots.plot_adversarial_examples(pictures.sources, pictures.targets, pictures.adversarials, path, pictures.captions,
+                                    f"Adversarial examples\n{plots.title_of(summary)}")

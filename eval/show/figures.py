@@ -88,16 +88,15 @@ def asked(text: str) -> Asked:
 
 def names() -> list[str]:
     """All that can be asked for; K stands for u, d or i."""
-    behind = {"certificate": "[:CERTIFICATE|:p=P]", "attack": "[:ATTACK]"}
-    figures = [key + (behind["certificate"] if key == "cra_K" else "[:CERTIFICATE]" if family.of == "certificate" else
-                      behind.get(family.of, "")) + ("[@EPS]" if family.by_budget else "") for key, family in _FAMILIES.items()]
-    return [*LABELS, "seeds", f"{LIMIT}[:ATTACK]", *figures, *(f"certified_far:{of}[@EPS]" for of in _THRESHOLD)]
+    behind = {"certificate": "[:CERTIFICATE]", "attack": "[:ATTACK]", "": ""}
+    figures = [f"{key}{behind[family.of]}{'[@EPS]' if family.by_budget else ''}" for key, family in _FAMILIES.items()]
+    return [*LABELS, "seeds", f"{LIMIT}[:ATTACK]", *figures, "cra_K:p=P[@EPS]", *(f"certified_far:{of}[@EPS]" for of in _THRESHOLD)]
 
 
 def _family(key: str, of: str) -> _Family | None:
     if key == "certified_far":
         return _THRESHOLD.get(of)
-    return _FAMILIES.get(re.sub(r"^(cra|med|era|cra_attacked|med_attack|never)_[udi](?=$|_sound$)", r"\1_K", key))
+    return None if key.endswith(("_K", "_K_sound")) else _FAMILIES.get(re.sub(r"^(cra|med|era|cra_attacked|med_attack|never)_[udi](?=$|_sound$)", r"\1_K", key))
 
 
 def figures_of(wanted: Iterable[Asked], summaries: Sequence[Summary], sound: bool = False) -> list[Figure]:

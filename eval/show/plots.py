@@ -225,13 +225,14 @@ def plot_tightness(found: Records, out: PathLike, title: str = "") -> None:
 
 
 def plot_adversarial_examples(sources: Tensor, targets: Tensor, adversarials: Tensor, out: PathLike,
-                              captions: Sequence[str]) -> None:
+                              captions: Sequence[str], title: str = "") -> None:
     """A row for each attacked image: source, the image it is compared with, adversarial image, and the perturbation
     times 10 on grey. Images [N, 3, H, W] in [-0.5, 0.5]; a caption a row.
     """
     columns = {"source": sources, "target": targets, "adversarial": adversarials,
                r"perturbation $\times$ 10": 10 * (adversarials - sources)}
-    figure = Figure(figsize=(6.2, 0.3 + 1.35 * len(sources)), layout="constrained")
+    figure = Figure(figsize=(6.2, 0.3 + 1.35 * len(sources) + 0.4 * bool(title)), layout="constrained")
+    entitle(figure, title)
     for axes, caption in zip(figure.subplots(len(sources), 4, squeeze=False), captions):
         axes[0].set_ylabel(caption, fontsize="small", rotation=0, ha="right", va="center")
     for place, (name, images) in enumerate(columns.items()):
