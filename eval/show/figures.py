@@ -96,7 +96,9 @@ def names() -> list[str]:
 def _family(key: str, of: str) -> _Family | None:
     if key == "certified_far":
         return _THRESHOLD.get(of)
-    return None if key.endswith(("_K", "_K_sound")) else _FAMILIES.get(re.sub(r"^(cra|med|era|cra_attacked|med_attack|never)_[udi](?=$|_sound$)", r"\1_K", key))
+    if key.endswith(("_K", "_K_sound")):
+        return None
+    return _FAMILIES.get(re.sub(r"^(cra|med|era|cra_attacked|med_attack|never)_[udi](?=$|_sound$)", r"\1_K", key))
 
 
 def figures_of(wanted: Iterable[Asked], summaries: Sequence[Summary], sound: bool = False) -> list[Figure]:
