@@ -3,6 +3,7 @@
     python ablation.py data=FOLDER                      # train.rec, train.idx and .bin files, as for train.py
     python ablation.py data=FOLDER seed=1               # the same again with other seeds, in an output folder of its own
     python ablation.py data=FOLDER runs=xi1,net num_epoch=2 limit=20
+    python ablation.py data=FOLDER runs=net,smooth25,smooth50,pgd,trades      # unconstrained, trained on noise or on attacked images
 
 A run is a folder of `output`: its training (log, weights), and for each .bin file, protocol and FAR its records. `tables.md` and
 `figures/` put the runs side by side. The same command goes on where it stopped; runs of other settings or data, and results of
@@ -31,6 +32,9 @@ from utils.settings import check_choices, check_least, check_not_negative, run_c
 
 LLN = {"header": "naive", "header_args": {}, "lambda_": 0.0}  # as config_lln.py
 
+NET = {"xi": 0.0, "lambda_": 0.0}
+ATTACK = {"adversarial_eps": 0.75, "adversarial_steps": 3}  # of adversarial training
+
 PLUS = {"backbone": "sllnet_plus"}
 PLUS_TIME = 1.5  # of its steps, in those of sllnet_small: it gets the fewer epochs
 LINEAR_TIME = 0.25  # the same of linear_map
@@ -57,17 +61,23 @@ RUNS = {
     "plus": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, time=PLUS_TIME),
     "plus_again": Run("SLL plus, xi = 3", {"xi": 3.0, **PLUS}, seed=1, time=PLUS_TIME),
     "lln": Run("SLL, LLN", {"xi": 0.0, **LLN}),
-    "net": Run("unconstrained", {"xi": 0.0, "lambda_": 0.0}, constrained=False),
+    "net": Run("unconstrained", NET, constrained=False),
     # controls that have no part in the paper
     "linear": Run("linear map, xi = 3", {"xi": 3.0, "backbone": "linear_map"}, time=LINEAR_TIME),
     "lda": Run("LDA, not trained", {"backbone": lda.NETWORK}),
+    # what else is done for robustness, with the epochs of "net", so that pgd and trades take several times as long
+    "smooth25": Run("unconstrained, noise 0.25", {**NET, "noise_sigma": 0.25}, constrained=False),
+    "smooth50": Run("unconstrained, noise 0.5", {**NET, "noise_sigma": 0.5}, constrained=False),
+    "pgd": Run("unconstrained, PGD training", {**NET, "adversarial": "pgd", **ATTACK}, constrained=False),
+    "trades": Run("unconstrained, TRADES", {**NET, "adversarial": "trades", "trades_beta": 6.0, **ATTACK}, constrained=False),
 }
+ON_REQUEST = ("smooth25", "smooth50", "pgd", "trades")
 
 config = EasyDict()
 config.data = "data/lfw"            # what `make faces` makes: a folder with train.rec, train.idx and .bin files
 config.output = "out/ablation"
 config.logs = ""                    # a folder that receives the training logs and summaries as well
-config.runs = list(RUNS)
+config.runs = [name for name in RUNS if name not in ON_REQUEST]
 config.backbone = "sllnet_small"
 config.unconstrained = "net_small"
 # of ElasticFace-Cos; 64 and 0.35 in the paper, for 93,431 identities. Chosen with the batch size and the depth of sllnet_small among

@@ -144,10 +144,13 @@ class PGD(Attack):
         return sum(self._length(state, later) for later in range(step, self.steps))
 
     def _step(self, search: Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
+        return project(self.ahead(state, gradients, step), state["images"], state["eps"], search.box)
+
+    def ahead(self, state: State, gradients: Tensor, step: int) -> Tensor:
+        """Where step number `step` leads from state["points"], before it is projected. Training takes the same steps (adversarial.py)."""
         state["velocity"] = self.momentum * state["velocity"] - unit(gradients)
         direction = unit(state["velocity"])
-        points = state["points"] + direction * each(self._length(state, step), direction)
-        return project(points, state["images"], state["eps"], search.box)
+        return state["points"] + direction * each(self._length(state, step), direction)
 
 
 @register("fgsm", label="FGSM", paper="attacks_published:PublishedFGSM")

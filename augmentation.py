@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.distributed import rank, world_size
+from utils.philox import normals
 
 TURN, ZOOM, SHIFT = 0.12, 0.08, 0.03  # at most, at amount 1: radians, share of the size, share of a side
 # behind (seed, step), so that the numbers are not those of a header's margins
 _JITTER = 2
+NOISE, START = 0, 1  # streams of normal numbers: what is added to images, and where the attack of a training starts
 
 
 def jittered(images: Tensor, amount: float, seed: int, step: int) -> Tensor:
@@ -27,6 +29,24 @@ def jittered(images: Tensor, amount: float, seed: int, step: int) -> Tensor:
     grid = _places(_numbers(len(images), seed, step).to(images) * amount, *images.shape[2:])
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return moved.contiguous(memory_format=torch.channels_last)
+
+
+def noisy(images: Tensor, sigma: float, seed: int, step: int) -> Tensor:
+    """images + sigma z with standard normal z, or the images themselves where `sigma` is 0.
+
+    images: float32 [N, C, H, W] of this rank with pixels in [-0.5, 0.5]; what is returned, in channels-last order, is not clipped to
+    that, as randomised smoothing (Cohen et al., ICML 2019) shows a network images with all of the noise.
+    """
+    if sigma == 0:
+        return images
+    return (images + sigma * normals_like(images, seed, step, NOISE)).contiguous(memory_format=torch.channels_last)
+
+
+def normals_like(images: Tensor, seed: int, step: int, stream: int) -> Tensor:
+    """Standard normal numbers [N, C, H, W]. Sample k of rank r gets those of number k * world + r of the step, as `jittered` has it."""
+    count, world = len(images), world_size()
+    rows = torch.arange(rank(), rank() + count * world, world, device=images.device)
+    return normals(rows, images[0].numel(), seed, step, stream).view(images.shape)
 
 
 def _numbers(count: int, seed: int, step: int) -> Tensor:

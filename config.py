@@ -20,6 +20,7 @@ config.max_bad_records = 1000       # more than these, of all processes together
 config.in_memory = False            # decode all images once, at the start, and keep them: H * W * 3 bytes for each
 config.partners = False             # the second half of a batch: another image of each person in the first half, chosen anew every epoch
 config.jitter = 0.0                 # 1: images are turned by up to 0.12 rad, zoomed by up to 8 % and moved by up to 3 %; 2: twice as much
+config.noise_sigma = 0.0            # Gaussian noise on each pixel of [-0.5, 0.5], for randomised smoothing: its standard deviation
 config.num_workers = None           # decoding processes per training process; None: as many as there are cores to spare, at most 8
 
 # network and header
@@ -37,6 +38,14 @@ config.lambda_ = 10.0
 config.xi = 3.0
 config.contrast = 0.0               # of several images of a person in a batch, which partners=True sees to
 config.contrast_args = {"s": 10.0, "m": 0.1}  # its scale and margin
+
+# adversarial training: pgd, the loss of images moved by an attack; trades, that of clean ones + trades_beta * mean squared distance of unit
+# embeddings of clean and moved ones; none
+config.adversarial = "none"
+config.adversarial_eps = 0.75       # budget of the attack, l2 in pixels of [-0.5, 0.5]
+config.adversarial_steps = 5        # of the attack: each costs a forward and most of a backward pass
+config.adversarial_step_size = None  # l2; None: steps that fall linearly from twice the budget, as those of attacks.PGD
+config.trades_beta = 6.0
 
 # optimisation
 config.batch_size = 512             # of all processes together

@@ -2,6 +2,7 @@
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,13 +51,35 @@ def contrastive(embeddings: Tensor, labels: Tensor, s: float, m: float) -> Tenso
     the ranks is that over all M; with gradients averaged over the ranks, as DDP does, so are the gradients.
     """
     units = F.normalize(embeddings)
-    all_units, all_labels = all_gather_with_gradient(units), all_gather_interleaved(labels)
-    numbers = torch.arange(len(all_labels), device=labels.device)
-    itself = numbers[rank()::world_size(), None] == numbers
-    positive = (labels[:, None] == all_labels) & (labels[:, None] >= 0) & ~itself
+    all_units, (positive, itself) = all_gather_with_gradient(units), companions(labels)
     cosines = units @ all_units.T
     similarities = s * torch.where(positive, cosines - m, cosines)
     # not -inf: a batch of one image has a loss of 0, and a gradient
     log_sums = similarities.masked_fill(itself, torch.finfo(similarities.dtype).min).logsumexp(1, keepdim=True)
     log_shares = torch.where(positive, similarities - log_sums, 0.0).sum(1) / positive.sum(1).clamp_min(1)
     return -log_shares.mean()
+
+
+def companions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of labels int64 [N] of this rank and the M samples of the batches of all ranks, in the order in which one process would have them:
+    which are other images of one person, bool [N, M] (nobody is where the label is -1), and which are the same image, bool [N, M].
+    """
+    all_labels = all_gather_interleaved(labels)
+    numbers = torch.arange(len(all_labels), device=labels.device)
+    itself = numbers[rank()::world_size(), None] == numbers
+    return (labels[:, None] == all_labels) & (labels[:, None] >= 0) & ~itself, itself
+
+
+def trades(classify: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, labels: Tensor, beta: float,
+           **settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`objective` of the clean images + beta * mean(||u - u*||^2) with u = e / ||e||, u* of their adversarial images (Zhang et al., ICML
+    2019, for embeddings: there it is a divergence of class probabilities). ||u - u*||^2 is 2 (1 - cos).
+
+    embeddings: [2N, D], of N clean images and then, in the same order, of their adversarial ones; labels: [N]; settings: of `objective`.
+    Returns what that returns, the regulariser and the norm being those of the clean images.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        clean, adversarial = (embeddings if embeddings.dtype == torch.float64 else embeddings.float()).chunk(2)
+        loss, regulariser, norm = objective(classify, clean, labels, **settings)
+        loss = poisoned(loss + beta * (F.normalize(clean) - F.normalize(adversarial)).square().sum(1).mean())
+    return loss, regulariser, norm

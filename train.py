@@ -29,13 +29,15 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from augmentation import jittered
+from adversarial import Adversary
+from attacks import PGD
+from augmentation import jittered, noisy
 from backbones import ScaledInput, embedding_size, get_backbone, input_scale
 from backbones.custom_layers import RescaledOnce
 from config_checks import ADDED, FREE, OF_A_MACHINE, PUBLISHED, checked, complete
 from datasets import Faces, SyntheticFaces, get_dataloader, get_dataset, sources, synthetic_pairs, to_float
 from headers import HEADERS, get_header
-from losses import objective
+from losses import objective, trades
 from lr_scheduler import PolynomialLRWarmup
 from muon import Muon
 from sharding import MANY, shard_of
@@ -43,7 +45,7 @@ from utils import InputError, RunError, one_line
 from utils.build_dataset import write_bin
 from utils.checkpoint import load_weights
 from utils.console import lasting_console
-from utils.distributed import distribute, from_first_rank, locally, process_group, rank, world_size
+from utils.distributed import distribute, from_first_rank, locally, process_group, rank, undistributed, world_size
 from utils.faults.folder import owned
 from utils.faults.guard import StepGuard, agree_on_skipping
 from utils.faults.launch import alone_among_tasks
@@ -107,19 +109,23 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
 
     model, classify = distribute(torch.compile(embed) if cfg.compile else embed, cfg.grad_accum_steps), distribute(header)
     forward = under_autocast(model, device, AUTOCAST[precision])
+    adversary = build_adversary(cfg, undistributed(model), device, AUTOCAST[precision])
     loss_of = partial(objective, classify, lambda_=cfg.lambda_, xi=cfg.xi, contrast=cfg.contrast, contrast_args=cfg.contrast_args)
+    if cfg.adversarial == "trades":
+        loss_of = partial(trades, *loss_of.args, beta=cfg.trades_beta, **loss_of.keywords)
     network.train()
     header.train()
     with run:
         for epoch, images, labels in run.batches():
             # channels last, as the loader stacks them: faster convolutions on both kinds of device
             images = to_float(images, device, memory_format=torch.channels_last)
-            images = jittered(images, cfg.jitter, cfg.seed, run.step)
+            images = noisy(jittered(images, cfg.jitter, cfg.seed, run.step), cfg.noise_sigma, cfg.seed, run.step)
             labels = labels.to(device, non_blocking=True)
             header.step = run.step  # random margins are keyed by the step, so that a resumed run draws the same ones
             guard.begin(images, labels)
             optimizer.zero_grad(set_to_none=True)
-            loss, regulariser, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler)
+            loss, regulariser, norm = backward(model, forward, loss_of, images, labels, cfg.grad_accum_steps, scaler,
+                                               adversary and partial(adversary, step=run.step))
             scaler.unscale_(optimizer)
             if getattr(header, "shard", None):
                 agree_on_skipping(scaler, optimizer)
@@ -147,15 +153,18 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
 
 
 def backward(model: nn.Module, embed: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
-             images: Tensor, labels: Tensor, parts: int, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor, Tensor]:
+             images: Tensor, labels: Tensor, parts: int, scaler: torch.amp.GradScaler,
+             adversary: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Put the gradient of the loss over `images` [B, C, H, W], `labels` [B] into .grad; returns what `loss_of` returns, detached.
 
-    embed: `model` under autocast. With parts > 1 the activations of only B / parts images are held at a time. Headers may look at the
-    whole batch (margins by rank, batch medians), so the loss cannot be summed up part by part: the embeddings are computed first
-    without a graph, then the loss and its gradient with respect to them, and that gradient is sent through the network part by part. The
-    gradient is that of parts = 1 for networks whose samples are independent; BatchNorm sees parts, and dropout draws anew in each pass.
+    embed: `model` under autocast. adversary: (images, labels) -> the images to compute the loss of in their place. With parts > 1 the
+    activations of only B / parts images are held at a time. Headers may look at the whole batch (margins by rank, batch medians), so the
+    loss cannot be summed up part by part: the embeddings are computed first without a graph, then the loss and its gradient with respect
+    to them, and that gradient is sent through the network part by part. The gradient is that of parts = 1 for networks whose samples are
+    independent; BatchNorm sees parts, and dropout draws anew in each pass.
     """
     with RescaledOnce(model) as rescaling:
+        images = adversary(images, labels) if adversary else images
         if parts == 1:
             rescaling.last()
             loss, *rest = loss_of(embed(images), labels)
@@ -182,6 +191,14 @@ def under_autocast(model: nn.Module, device: torch.device, dtype: torch.dtype | 
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             return model(images)
     return forward
+
+
+def build_adversary(cfg: EasyDict, model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Adversary | None:
+    """The attack on `model` that training images are moved by, with the forward pass in that precision; None without one."""
+    if cfg.adversarial == "none":
+        return None
+    pgd = PGD(cfg.adversarial_eps, cfg.adversarial_steps, cfg.adversarial_step_size)
+    return Adversary(cfg.adversarial, pgd, model, under_autocast(model, device, dtype), cfg.grad_accum_steps, cfg.seed)
 
 
 def build_network(cfg: EasyDict) -> nn.Module:

@@ -98,6 +98,18 @@ def largest_of_ranks(values: torch.Tensor) -> torch.Tensor:
     return values.detach() if world_size() == 1 else _reduced(values.detach(), dist.ReduceOp.MAX)
 
 
+@torch.no_grad()
+def buffers_of_first_rank(module: nn.Module) -> None:
+    """Give the floating-point buffers of a module, such as running means, the values that they have on rank 0."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if world_size() == 1 or not buffers:
+        return
+    together = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.broadcast(together, 0)
+    for buffer, values in zip(buffers, together.split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(values.view_as(buffer))
+
+
 def _reduced(values: torch.Tensor, how: Any) -> torch.Tensor:
     values = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(values, how)

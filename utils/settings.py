@@ -17,7 +17,8 @@ from utils.remarks import warnings_as_lines
 
 # what settings that are None by default may be given
 _OPTIONAL = {"num_classes": int, "num_image": int, "num_workers": int, "emb_size": int, "init_weights": str, "device": str, "resume": str,
-             "val_targets": list, "epochs": int, "batch_size": int, "header_shards": bool, "save_header": bool}
+             "val_targets": list, "epochs": int, "batch_size": int, "header_shards": bool, "save_header": bool,
+             "adversarial_step_size": float}
 
 
 NO_NAMES: Mapping[str, Callable[[str], str]] = MappingProxyType({})
