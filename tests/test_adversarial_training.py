@@ -1,4 +1,5 @@
 """Training on noisy and on attacked images: the noise, the attack of a step, the TRADES loss, and what it does for people not trained on."""
+import json
 import math
 import os
 import subprocess
@@ -16,6 +17,7 @@ from processes import in_processes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ablation
 import augmentation
 import losses
 import train
@@ -470,3 +472,21 @@ def test_states_from_before_go_on_without_and_a_changed_budget_is_refused(faces,
     assert train.run(config, settings(faces, tmp_path, "num_epoch=1", "adversarial_eps=0.75", "resume=auto")) == 0
     assert train.run(config, settings(faces, tmp_path, "num_epoch=1", "adversarial=pgd", "resume=auto")) == 2
     assert "adversarial was 'none' and is 'pgd'" in capsys.readouterr().err
+
+
+def test_the_ablation_has_such_networks_on_request(faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_world.write_bin(tmp_path / "some.bin", small_world.faces(16))
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / name).write_bytes((faces / name).read_bytes())
+    added = {"smooth25": {"noise_sigma": 0.25}, "smooth50": {"noise_sigma": 0.5}, "pgd": {"adversarial": "pgd"}, "trades": {"adversarial": "trades"}}
+    plain = ablation.RUNS["net"].settings
+    for name, settings_of_it in added.items():
+        run = ablation.RUNS[name]
+        assert {**plain, **settings_of_it}.items() <= run.settings.items() and not run.constrained and name not in ablation.config.runs
+    assert ablation.run(["runs=['pgd', 'smooth50']", "data=.", "unconstrained=loose", "num_epoch=1", "batch_size=16", "fars=[0.5]", "limit=2",
+                         "cw_limit=1", "device=cpu", "output=out"]) == 0
+    stamps = [json.loads((tmp_path / f"out/{name}/train/complete.json").read_text()) for name in ("pgd", "smooth50")]
+    assert [(stamp.get("noise_sigma"), stamp.get("adversarial")) for stamp in stamps] == [(None, "pgd"), (0.5, None)]
+    table = (tmp_path / "out/tables.md").read_text().split("### Under PGD", 1)[1]
+    assert all(f"| unconstrained, {name} " in table for name in ("noise 0.5", "PGD training"))
