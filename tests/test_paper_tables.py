@@ -145,7 +145,7 @@ def test_rows_that_a_hidden_label_keeps_apart_are_refused(tmp_path, capsys):
     one, other = (write(tmp_path / str(limit), attacks={"pgd": {**PGD, "limit": limit}}) for limit in (5, 9))
     assert "limit 5 and 9" in refused(capsys, one, other, "--columns", "name", "era_d:pgd")
     assert frame(capsys, one, other, "--columns", "name", "limit:pgd", "era_d:pgd")["Limit"].tolist() == [5, 9]
-    assert frame(capsys, one, other, "--which", "2")["Limit"].tolist() == [5, 9]
+    assert frame(capsys, one, other, "--which", "2")["Limit"].tolist() == frame(capsys, one, other, "--columns", "era_d")["Limit"].tolist() == [5, 9]
 
 
 def test_published_rows_are_added_by_name(tmp_path, capsys):
@@ -193,6 +193,12 @@ def test_seeds_of_other_settings_networks_and_constants_are_not_one_row():
         grouped({"seed": 3, "name": "n"}, {"seed": 3, "name": "n"})
     with pytest.raises(InputError, match="count twice"):
         names.names_of_groups([(Path("a"), summary())] * 2)
+
+
+def test_folders_that_are_only_called_alike_are_no_seeds(tmp_path, capsys):
+    folders = [write(tmp_path / part / "strict", backbone="net") for part in ("xi1", "xi3")]
+    assert frame(capsys, *folders, "--group", "--columns", "tar")["Model"].tolist() == ["xi1/strict", "xi3/strict"]
+    assert frame(capsys, *folders, "--group", "--columns", "tar", "--names", "x", "x")["Seeds"].tolist() == [2]
 
 
 def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path, capsys):

@@ -71,7 +71,7 @@ def _parts(result: Result) -> list[str]:
 def _setting(result: Result) -> tuple[Hashable, ...]:
     """What a result is about, apart from the network."""
     summary = result[1]
-    return *(summary.get(key) for key in ("bin", "protocol", "far_target", "flip")), radii(summary)
+    return *(summary.get(key) for key in ("bin", "protocol", "far_target", "flip")), radii(summary, sound=False)
 
 
 def _by(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
@@ -82,11 +82,11 @@ def _by(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int
 
 
 def names_of_groups(results: Sequence[Result]) -> list[str]:
-    """The same, but results that differ in their seeds alone have one name: those whose names are equal, and those whose names end in
-    numbers one after another (run_0, run_1, run_2) or in a seed that is called so (run_seed7). Raises InputError where results that are
-    to be one row are one and the same, of one seed, or of different networks.
+    """The same, but results that differ in their seeds alone have one name: those whose summaries have one, and those whose names end in
+    numbers one after another (run_0, run_1, run_2) or in a seed that is called so (run_seed7). Folders that are only called alike are told
+    apart. Raises InputError where results that are to be one row are one and the same, of one seed, or of different networks.
     """
-    names = [given_name(result) for result in results]
+    names = [summary.get("name") or name for (_, summary), name in zip(results, names_of(results))]
     ends = {number: end for number, name in enumerate(names) if (end := _SEED.fullmatch(name)) and not end["stem"].endswith("xi")}
     for alike in _by(ends, lambda number: (ends[number]["stem"], results[number][1].get("backbone"), *_setting(results[number]))):
         seeds = sorted({int(ends[number]["seed"]) for number in alike})

@@ -73,14 +73,11 @@ def chosen(summaries: Iterable[Summary], columns: Sequence[str]) -> Table:
     """
     summaries, wanted = list(summaries), list(dict.fromkeys(map(asked, columns)))
     attacks = list(dict.fromkeys(attack for one in wanted for attack in _attacks_behind(one, summaries)))
-    limited = [one for one in wanted if one.key == LIMIT]
-    refuse_mixed(summaries, attacks, with_limits=bool(limited))
-    figures: list[Figure] = []
-    for one in wanted:
-        if not _is_label(one):
-            figures += _found(one, summaries)
     shown = [one for one in wanted if _is_label(one)]
-    counts = [figure for one in limited for figure in limits(summaries, _attacks_behind(one, summaries))]
+    limited = [_attacks_behind(one, summaries) for one in shown if one.key == LIMIT] if shown else [attacks]
+    refuse_mixed(summaries, attacks, with_limits=bool(limited))
+    figures = [figure for one in wanted if not _is_label(one) for figure in _found(one, summaries)]
+    counts = [figure for some in limited for figure in limits(summaries, some)]
     return _assembled(summaries, [*_of_rows(summaries, [one.key for one in shown]), *counts], figures)
 
 
