@@ -42,9 +42,9 @@ from lr_scheduler import PolynomialLRWarmup
 from muon import Muon
 from sharding import MANY, shard_of
 from utils import InputError, RunError, one_line
-from utils.build_dataset import write_bin
+from utils.build_dataset import RESIZES, write_bin
 from utils.checkpoint import load_weights
-from utils.console import lasting_console
+from utils.console import complain, lasting_console
 from utils.distributed import distribute, from_first_rank, locally, process_group, rank, undistributed, world_size
 from utils.faults.folder import owned
 from utils.faults.guard import StepGuard, agree_on_skipping
@@ -89,7 +89,9 @@ def _train(cfg: EasyDict, device: torch.device) -> None:
     require_agreement({key: value for key, value in {**cfg, **settings}.items() if key not in OF_A_MACHINE})
     total_steps = cfg.num_epoch * len(loader)
     embed = ScaledInput(network, input_scale(cfg.backbone))
-    header = build_header(cfg, dataset.num_classes, embedding_size(embed, (3, *dataset.image_size))).to(device)
+    with at_fault(cfg, "rec"):
+        emb_size = embedding_size(embed, (3, *dataset.image_size), cfg.backbone, RESIZES)
+    header = build_header(cfg, dataset.num_classes, emb_size).to(device)
     optimizer = build_optimizer(cfg, network, header, fused=device.type == "cuda")
     scheduler = PolynomialLRWarmup(optimizer, cfg.warmup_epoch * len(loader), total_steps, cfg.power)
     # it leaves out steps whose gradient is not finite, without waiting for the device, in every precision; only fp16 needs a scale
@@ -327,7 +329,7 @@ def run(config: EasyDict, arguments: Sequence[str] | None = None) -> int:
         kind = None if isinstance(error, RunError) else shortage(error)
         if kind is None and not isinstance(error, RunError):
             raise
-        print(f"train: {f'{one_line(error)[:200]}: {advice(kind)}' if kind else one_line(error)}", file=sys.stderr)
+        complain("train", f"{one_line(error)[:200]}: {advice(kind)}" if kind else error)
         return 1
 
 

@@ -97,10 +97,11 @@ def _is_chain(name: str) -> bool:
 
 
 @torch.no_grad()
-def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
+def embedding_size(network: nn.Module, image_size: Sequence[int], name: str | None = None, otherwise: str = "") -> int:
     """Length of the embedding of an image of (C, H, W).
 
-    Raises InputError where the network is made for another size, and where the image has more than MAX_FACE pixels.
+    Raises InputError where the network is made for another size, and where the image has more than MAX_FACE pixels. name: of the network,
+    for that message; otherwise: what it is to say that can be done.
     """
     if math.prod(image_size[1:]) > MAX_FACE:
         raise InputError(f"images of {list(image_size)}: expected at most {MAX_FACE} pixels for a network")
@@ -108,6 +109,9 @@ def embedding_size(network: nn.Module, image_size: Sequence[int]) -> int:
     try:
         return network.eval()(torch.zeros(1, *image_size, device=weight.device, dtype=weight.dtype)).shape[1]
     except (RuntimeError, ValueError) as error:
+        made_for = list(BACKBONES.find(name).image_size if name else image_size)
+        if made_for != list(image_size):
+            raise InputError(f"images of {list(image_size)} do not fit {name}, which is made for {made_for}{otherwise}") from error
         raise InputError(f"images of {list(image_size)} do not fit the backbone: {str(error).splitlines()[0]}") from error
     finally:
         network.train(training)

@@ -20,8 +20,8 @@ from backbones import averaged, embedding_size, image_size, is_lipschitz, load_n
 from backbones.bounds import lipschitz_bound
 from backbones.chain import followed
 from backbones.proof import fold
-from utils import InputError, checkpoint, one_line
-from utils.console import lasting_console
+from utils import InputError, checkpoint
+from utils.console import Parser, complain, lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, with_homes
 from utils.remarks import warnings_as_lines
@@ -108,7 +108,7 @@ def _size(text: str) -> int:
 @warnings_as_lines()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
+    parser = Parser(prog="python -m backbones.export", description="Write an SLL network as plain convolutions.")
     parser.add_argument("--backbone", required=True, metavar="NAME")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"what to write; the ending chooses the format: {' '.join(FORMATS)}")
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stops():
             _export(args)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        complain("error", error)
         return 2
     except KeyboardInterrupt as error:
         return stopped(error, "nothing was written", INTERRUPTED)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import eval.commands
 import utils.cores  # noqa: F401  # ahead of torch
 from utils import InputError, RunError, one_line
-from utils.console import lasting_console
+from utils.console import Parser, complain, lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import with_homes
 from utils.remarks import warnings_as_lines
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where an audit finds a violation, 2 where the input cannot be used, 130 after
     Ctrl-C, or 75 after another signal that asks to stop. Attacks and audits then go on with the same command.
     """
-    parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
+    parser = Parser(prog="python -m eval", description="Evaluate face-recognition networks on pairs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in pkgutil.iter_modules(eval.commands.__path__, "eval.commands."):
         getattr(importlib.import_module(module.name), "declare", lambda commands: None)(commands)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         except (InputError, RunError, OSError) as error:
-            print(f"error: {one_line(_said(error))}", file=sys.stderr)
+            complain("error", _said(error))
             return 2
         except KeyboardInterrupt as error:
             return stopped(error, "nothing that was finished is lost; the same command goes on from it", INTERRUPTED)

@@ -248,10 +248,10 @@ def refuse_other_results(folder: Path, origin: Mapping[str, Any]) -> None:
         return
     found = read_json(file)
     if not isinstance(found, dict) or found.get("task") != IDENTIFICATION:
-        raise InputError(f"{file}: not results of identify, expected another --out")
+        raise InputError(f"{file}: not results of identify; choose another folder (--out)")
     for key in _SUBJECT:
         if found.get(key) != origin[key]:
-            raise InputError(f"{file}: these results have {key} {found.get(key)}, expected {origin[key]}")
+            raise InputError(f"{file}: these results have {key} {found.get(key)}, expected {origin[key]}; choose another folder (--out)")
 
 
 def write_results(folder: "str | os.PathLike[str]", probes: pd.DataFrame, summary: Mapping[str, Any]) -> None:

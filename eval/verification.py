@@ -201,10 +201,10 @@ class _Decoded(Dataset):
         return image
 
 
-def require_size(network: nn.Module, pair_set: PairSet) -> None:
-    """Raise InputError where the first image has a size that the network is not made for, before a batch of them is decoded."""
+def require_size(network: nn.Module, pair_set: PairSet, name: str | None = None) -> None:
+    """Raise InputError where the first image has a size that the network (called `name`) is not made for, before a batch is decoded."""
     try:
-        embedding_size(network, pair_set.image_size)
+        embedding_size(network, pair_set.image_size, name, "; --resize brings them to that size")
     except RecordError:
         raise
     except InputError as error:

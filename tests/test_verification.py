@@ -145,9 +145,9 @@ def _hostile():
     yield "appended to bytes", b"\x80\x03C\x01aNa.", "appended"
     yield "state of bytes", b"\x80\x03C\x01aN\x85b.", "state"
     yield "call of bytes", b"\x80\x03C\x01aN\x85R.", "call"
-    yield "empty", b"", "end of the file"
+    yield "empty", b"", "it seems to be an empty file"
     yield "text", b"<html>not found</html>", ""
-    yield "image", b"\xff\xd8\xff\xe0JFIF", "opcode"
+    yield "image", b"\xff\xd8\xff\xe0JFIF", "it seems to be a JPEG"
 
 
 @pytest.mark.parametrize("content, reason", [pytest.param(*case[1:], id=case[0]) for case in _hostile()])

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from utils import InputError, one_line
-from utils.console import lasting_console
+from utils import InputError
+from utils.console import Parser, complain, lasting_console
 from utils.faults.signals import INTERRUPTED, stopped, stops
 from utils.files import atomic_write, read_file, text_of, with_homes
 from utils.pair_lists import parse_pairs
 from utils.public_faces import AT_LEAST, FOLDS, LFW_CROPS, QUALITY, SIZE
 
+RESIZES = "; python -m utils.build_dataset rec --images FOLDER --size PIXELS --out PREFIX writes those of a folder in another size"
 # Labels are float32: past this the header could not tell neighbouring keys apart.
 MAX_RECORDS = 2**24
 
@@ -163,8 +164,7 @@ def bar(items: Sequence, progress: bool):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m utils.build_dataset", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m utils.build_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     rec = commands.add_parser("rec", help="a .rec and .idx from a folder of identities")
     rec.add_argument("--images", type=Path, required=True, help="folder with a folder of images for each identity")
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stops():
             _build(options)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        complain("error", error)
         return 2
     except KeyboardInterrupt as error:
         return stopped(error, "nothing was written", INTERRUPTED)

@@ -4,14 +4,15 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from utils import InputError
-from utils.files import atomic_write
-from utils.foreign_weights import is_safetensors, is_state, load_safetensors, renamed, unwrapped, with_counters
+from utils.files import atomic_write, found_in
+from utils.foreign_weights import is_safetensors, is_state, is_training_state, load_safetensors, renamed, unwrapped, with_counters
 from utils.untrusted import torchfile
 
 _NETWORK = "network"  # the key of what a state dict says of its network, in the metadata of its root
@@ -99,6 +100,9 @@ class Stored(NamedTuple):
 def read_weights(path: "str | os.PathLike[str]") -> Stored:
     """Read a state dict file for `put`. Raises InputError naming the file, as `load`, and where it is no state dict."""
     state, remarks = unwrapped(load(path))
+    if is_training_state(state):
+        beside = max(found_in(Path(path).parent, "model_*.pt"), key=os.path.getmtime, default="model_*.pt, which training writes")
+        raise InputError(f"{path}: expected a state dict, found a training state, for `resume`; its network's weights are {beside}")
     if not is_state(state):
         raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
     return Stored(path, state, [*remarks], network_of(state, path))

@@ -1,10 +1,17 @@
-"""Output for people: what cannot be shown is shown otherwise, and where nobody reads any more the work goes on with its files."""
+"""Output for people: what cannot be shown is shown otherwise, and where nobody reads any more the work goes on with its files.
+
+Errors of a command are one line, also those of its arguments, and torchrun is told that line for the end of its own report.
+"""
+import argparse
 import contextlib
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
+
+from utils import one_line
+from utils.faults.launch import tell_launcher
 
 # nobody reads any more: the reader of a pipe is gone, a terminal was closed, there is no such file
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
@@ -69,6 +76,22 @@ class Console:
             number, nowhere = self.stream.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
             os.close(nowhere)
+
+
+def complain(name: str, error: object) -> None:
+    """Print the one line that a command ends with, headed by a name."""
+    line = f"{name}: {one_line(error)}"
+    print(line, file=sys.stderr)
+    tell_launcher(line)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, without the list of all options, and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        complain("error", f"{message} ({self.prog} --help lists what there is)")
+        sys.exit(2)
 
 
 @contextlib.contextmanager

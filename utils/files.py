@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writing and fingerprints; what is in a folder, and what a file is."""
 import argparse
+import codecs
 import contextlib
 import hashlib
 import json
@@ -96,23 +97,42 @@ _KINDS = (
     (rb"\s*(?i:<\?xml|<error)", "an XML text: the download may have given an answer in its place"),
     (rb"\xff\xd8\xff", "a JPEG"), (rb"\x89PNG\r\n\x1a\n", "a PNG"), (rb"GIF8[79]a", "a GIF"), (rb"RIFF....WEBP", "a WebP"),
     (rb"II\*\0|MM\0\*", "a TIFF"), (rb"....ftyp(?:hei|hev|mif1|avif)", "a HEIF or AVIF image"),
-    (rb"\x1f\x8b", "a gzip archive: gunzip unpacks it"), (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"), (rb"Rar!\x1a\x07", "a RAR archive"),
-    (rb"BZh[1-9]", "a bzip2 archive"), (rb"\xfd7zXZ\0", "an xz archive"), (rb"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (rb"PK\x03\x04|PK\x05\x06", "a zip archive"), (rb".{257}ustar", "a tar archive"), (rb"\x93NUMPY", "an array of numpy (.npy)"),
+    (rb"BM.{4}\0\0\0\0", "a BMP"), (rb"\x1f\x8b", "a gzip archive: gunzip unpacks it"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"), (rb"Rar!\x1a\x07", "a RAR archive"), (rb"BZh[1-9]", "a bzip2 archive"),
+    (rb"\xfd7zXZ\0", "an xz archive"), (rb"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (rb"PK\x03\x04|PK\x05\x06", "a zip archive, as .pt and .npz files are"),
+    (rb".{257}ustar", "a tar archive"), (rb"\x93NUMPY", "an array of numpy (.npy)"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file"), (rb"\x0a\x23\xd7\xce", "a RecordIO file"),
     (rb"\0\x05\x16[\0\x07]", "what macOS keeps beside a file (AppleDouble)"), (rb"%PDF", "a PDF"), (rb"\s*[{\[]\s*[\"{\[]", "a JSON text"))
+
+TEXT = "a text"
 
 
 def kind_of(start: bytes) -> str:
     """What a file with this beginning (300 bytes are enough) seems to be; "" where that cannot be said."""
+    return _signature(start[:300]) or (TEXT if _is_text(start[:300]) else "" if start else "an empty file, of 0 bytes")
+
+
+def _signature(start: bytes) -> str:
     if not start.strip(b"\0"):
         return "zeros, as a download or a copy that broke off leaves them" if start else ""
-    return next((kind for pattern, kind in _KINDS if re.match(pattern, start[:300], re.DOTALL)), "")
+    return next((kind for pattern, kind in _KINDS if re.match(pattern, start, re.DOTALL)), "")
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether it is text that people wrote; pickles of the oldest kind are text as well, and begin with a bracket or a name."""
+    if len(start) < 8 or re.match(rb"\(|c[\w.]+\n", start):
+        return False
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # which may end within a character
+    except UnicodeDecodeError:
+        return False
+    return all(char.isprintable() or char in "\t\r\n" for char in text)
 
 
 def is_a(start: bytes) -> str:
-    """`kind_of` as a remark for a message: " (a JPEG)", or ""."""
-    kind = kind_of(start[:300])
+    """What bytes that begin so are, as a remark for a message, " (a JPEG)"; "" for text, which the message shows itself."""
+    kind = _signature(start[:300])
     return f" ({kind})" if kind else ""
 
 

@@ -26,12 +26,17 @@ def is_state(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
 
 
+def is_training_state(content: Any) -> bool:
+    """Whether it is a training state of this project, which has more than weights and is for `resume`."""
+    return isinstance(content, dict) and content.keys() >= _OUR_STATE
+
+
 def unwrapped(content: Any) -> "tuple[Any, list[str]]":
     """(the state dict inside a wrapper, remarks); what is none, and holds none, comes back as it is.
 
     So does a training state of this project: `resume` takes it, and its weights are in a file of their own beside it.
     """
-    if is_state(content) or not isinstance(content, dict) or content.keys() >= _OUR_STATE:
+    if is_state(content) or not isinstance(content, dict) or is_training_state(content):
         return content, []
     inside = [key for key, value in content.items() if isinstance(key, str) and is_state(value)]
     chosen = next((key for key in _WRAPPERS if key in inside), inside[0] if len(inside) == 1 else None)

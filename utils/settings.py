@@ -11,7 +11,8 @@ from typing import Any
 
 from easydict import EasyDict
 
-from utils import InputError, one_line
+from utils import InputError
+from utils.console import complain
 from utils.files import at_home
 from utils.remarks import warnings_as_lines
 
@@ -114,7 +115,7 @@ def run_command(name: str, work: Callable[[EasyDict], object], config: EasyDict,
         with warnings_as_lines():
             work(override(config, arguments, names))
     except (InputError, OSError) as error:
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        complain(name, error)
         return 2
     return 0
 

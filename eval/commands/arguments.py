@@ -20,9 +20,16 @@ def inside(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not low < value < high:
-            raise argparse.ArgumentTypeError(f"{text} is not inside ({low:g}, {high:g})")
+            raise argparse.ArgumentTypeError(f"{text}: expected {_range(kind, low, high)}")
         return value
     return number
+
+
+def _range(kind: Callable[[str], Any], low: float, high: float) -> str:
+    """The same range in words."""
+    if kind is int:
+        return f"a whole number, at least {low + 1}" + (f" and at most {high - 1}" if high < math.inf else "")
+    return f"a number above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
 
 
 budget, count = inside(float, 0, math.inf), inside(int, 0, math.inf)

@@ -50,11 +50,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _identify(args: argparse.Namespace, folder: Path, device: Any) -> None:
+    from backbones import embedding_size
     from datasets import get_dataset, sources
     from eval import identification
     from eval.store.subject import load_model
+    from utils.build_dataset import RESIZES
     dataset = get_dataset(args.rec)
     model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
+    try:
+        embedding_size(model.network, (3, *dataset.image_size), args.backbone, RESIZES)
+    except InputError as error:
+        raise InputError(f"--rec {args.rec}: {error}") from error
     faces = printable("+".join(Path(part).name for part in sources(args.rec)))
     origin = {**model.origin, "faces": faces, "faces_fingerprint": dataset.fingerprint()}
     identification.refuse_other_results(folder, origin)

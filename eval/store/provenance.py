@@ -62,4 +62,4 @@ def refuse_others(place: Path, summary: Mapping[str, Any], asked: Mapping[str, A
     """Raise InputError, naming the file `place`, where its results are not of what is asked for; None stands for anything."""
     for key, found in fingerprint(summary).items():
         if asked.get(key) not in (None, found):
-            raise InputError(f"{place}: these results have {key} {found}, expected {asked[key]}")
+            raise InputError(f"{place}: these results have {key} {found}, expected {asked[key]}; choose another folder (--out)")

@@ -100,6 +100,6 @@ def refuse_other_pairs(folder: str | os.PathLike[str], found: Records, pair_set:
     for name, (table, columns) in expected.items():
         for column, values in columns.items():
             if not np.array_equal(table[column], np.tile(values, len(views))):
-                raise InputError(f"{Path(folder) / name}: column {column} is not that of {pair_set.path}")
+                raise InputError(f"{Path(folder) / name}: column {column} is not that of {pair_set.path}; choose another folder (--out)")
         if not np.array_equal(table["flipped"], np.repeat(views, len(table) // len(views))):
             raise InputError(f"{Path(folder) / name}: column flipped is not that of the {evaluation.protocol} protocol")

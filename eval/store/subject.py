@@ -58,7 +58,7 @@ def open_pairs(model: Model, path: str | os.PathLike[str], protocol: str, resize
     read = pair_set = verification.read_bin(path, unique="pixels" if protocol == "paper" else "bytes")
     if resize is not None:
         pair_set = verification.resized(read, resize)
-    verification.require_size(model.network, pair_set)
+    verification.require_size(model.network, pair_set, model.origin["backbone"])
     return pair_set, {**model.origin, "bin": pair_set.name, "bin_sha256": sha256(path), "image_size": list(pair_set.image_size),
                       "resized": pair_set.images != read.images}
 

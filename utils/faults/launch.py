@@ -1,6 +1,9 @@
 """What the environment says of how this process was started, checked as settings are."""
+import contextlib
+import json
 import os
 import re
+import time
 from typing import NamedTuple
 
 from utils import InputError
@@ -55,6 +58,15 @@ def launch() -> Launch:
 def restarts() -> int:
     """How often torchrun has started the processes of this job anew after a failure; 0 in its first start and without torchrun."""
     return _or_none("TORCHELASTIC_RESTART_COUNT") or 0
+
+
+def tell_launcher(line: str) -> None:
+    """Leave the line that this process ends with where torchrun looks for it, as its `record` does: it is then what torchrun's report ends
+    with, and not lost above that report.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}, file)
 
 
 def alone_among_tasks() -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils import InputError
-from utils.files import kind_of, require_file
+from utils.files import TEXT, kind_of, require_file
 
 MAX_OPCODES = 2_000_000  # bounds time, and memory (about 100 bytes an object), for files made of tiny objects
 _EXPANSION = 2  # bytes that calls may make, in file sizes: no pickler needs more than text -> bytes -> array
@@ -43,9 +43,12 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
             return PlainUnpickler(file, size, str(path)).load()
         except InputError as error:
             file.seek(0)
-            if kind := kind_of(file.read(300)):
-                raise InputError(f"{error}; the file seems to be {kind}") from None
-            raise
+            kind = kind_of(file.read(300))
+            if not kind:
+                raise
+            # pickles may be text as well: only where the file is none for certain does nobody need to know which byte is wrong
+            found = f"{error}; the file seems to be" if kind == TEXT else f"{path}: not {PlainUnpickler.kind}: it seems to be"
+            raise InputError(f"{found} {kind}; a .bin holds the images and labels of pairs") from None
 
 
 class Refused(Exception):

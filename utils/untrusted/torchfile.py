@@ -7,12 +7,13 @@ storage is a number of bytes and a tensor a claim about one; only what passes go
 import io
 import os
 import pickle
+import re
 import struct
 import zipfile
 from typing import Any, BinaryIO
 
 from utils import InputError
-from utils.files import is_a, require_file
+from utils.files import kind_of, require_file
 from utils.untrusted.pickles import PlainUnpickler, Refused
 
 MAX_PICKLE = 2**26  # bytes; those of the published networks have thousands
@@ -41,7 +42,9 @@ def check(path: str | os.PathLike[str], whole: bool = False) -> None:
         elif start == _LEGACY:
             _check_legacy(file, size, str(path))
         else:
-            raise InputError(f"{path}: {size} bytes beginning with {start[:8]!r}{is_a(beginning)}, not a file of torch.save, or damaged")
+            kind = "a pickle, as .bin files of pairs are" if re.match(rb"\x80[\2-\5]", start) else kind_of(beginning)
+            found = f"it seems to be {kind}" if kind else f"{size} bytes beginning with {start[:8]!r}"
+            raise InputError(f"{path}: not a file of torch.save, or damaged: {found}; weights are a state dict, such as model_final.pt")
 
 
 def _check_archive(file: BinaryIO, size: int, path: str, whole: bool) -> None:
