@@ -81,9 +81,13 @@ def as_it_is(photo: Photo, side: int) -> Crop:
 def of_face(photo: Photo, detector: Callable[[np.ndarray], Sequence[Face]], chosen: int, target: np.ndarray, side: int) -> Crop:
     """The crop of a face that a detector finds. chosen: which of several, 1 being the largest; 0: the only one.
 
-    Raises InputError where none is found, where there are several and none is chosen, and where there are fewer than the one that is.
+    Raises InputError where none is found, where there are several and none is chosen, where there are fewer than the one that is, and where
+    the detector fails.
     """
-    faces = sorted(detector(np.asarray(photo.image)), key=lambda face: -face.area)
+    try:
+        faces = sorted(detector(np.asarray(photo.image)), key=lambda face: -face.area)
+    except Exception as error:  # of a detector of somebody else's: anything
+        raise InputError(f"{photo.path}: the detector fails: {type(error).__name__}: {error}") from error
     if not faces:
         raise InputError(f"{photo.path}: no face found")
     if len(faces) > 1 and not chosen or chosen > len(faces):

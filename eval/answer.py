@@ -129,17 +129,17 @@ def _by_bisection(run: Callable[[float], tuple[Tensor, Tensor]], start: float) -
     return best
 
 
-def rounded_down(value: float, places: int = 2) -> str:
+def rounded_down(value: "float | Decimal", places: int = 2) -> str:
     """The number with two places, or so many more that two digits are not 0, and never above its value."""
     return _rounded(value, ROUND_DOWN, places)
 
 
-def rounded_up(value: float, places: int = 2) -> str:
+def rounded_up(value: "float | Decimal", places: int = 2) -> str:
     """The same, and never below its value."""
     return _rounded(value, ROUND_UP, places)
 
 
-def _rounded(value: float, way: str, places: int) -> str:
+def _rounded(value: "float | Decimal", way: str, places: int) -> str:
     exact = Decimal(value)
     if exact:
         places = max(places, 1 - exact.adjusted())
@@ -157,8 +157,9 @@ def compared(cosine: float, tau: float) -> tuple[str, str]:
 
 def size_in_words(size: str, numbers: int) -> str:
     """What else has this l2 size in an image of so many values (pixels times channels), rounded down."""
-    levels, one = float(Decimal(size)) * GREY, Decimal(size)
-    every = f"all {numbers} values by {rounded_down(levels / math.sqrt(numbers))} levels"
+    one = Decimal(size)
+    levels = one * GREY
+    every = f"all {numbers} values by {rounded_down(levels / Decimal(numbers).sqrt())} levels"
     if one >= 1:
         count = int(one * one)
         return f"changing {'one value of one pixel' if count == 1 else f'{count} values of its pixels'} from 0 to {GREY}, or {every}"

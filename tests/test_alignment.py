@@ -151,6 +151,11 @@ def test_no_face_and_several(sizes, chosen, words):
         of_face(gradient(500, 500)[0], faces_at(*sizes), chosen, FIELD, 112)
 
 
+def test_a_detector_that_fails_is_one_line():
+    with pytest.raises(InputError, match="gradient.png: the detector fails: ZeroDivisionError"):
+        of_face(gradient(500, 500)[0], lambda image: 1 // 0, 0, FIELD, 112)
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "uniface", None)
     with pytest.raises(InputError, match=r"pip install -c constraints.txt 'uniface\[cpu\]>=4'"):

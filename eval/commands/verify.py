@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     _refuse_mixtures(args)
     for name in ("out", "picture"):
         _refuse_occupied(f"--{name}", getattr(args, name), [*args.photos, args.pairs, args.landmarks, args.weights])
+    if args.out and args.picture and os.path.realpath(args.out) == os.path.realpath(args.picture):
+        raise InputError(f"--out {args.out}: the picture is to be written there, expected another file")
     if args.attack or args.picture:
         from eval.robustness import build_attack
         args.attack = args.attack or ATTACK
@@ -212,6 +214,7 @@ def _pairs(args: argparse.Namespace, judge: _Judge) -> int:
     from eval import answer, photo_lists
     listed = photo_lists.read_list(args.pairs)
     left, right = listed["left_path"], listed["right_path"]
+    _refuse_occupied("--out", args.out, [*left, *right])
     crops, unusable = photo_lists.crops_of([*left, *right], judge.align, args.skip_unusable, "photos")
     numbers = {path: number for number, path in enumerate(crops)}
     good = listed[left.isin(numbers) & right.isin(numbers)]
@@ -231,7 +234,8 @@ def _pairs(args: argparse.Namespace, judge: _Judge) -> int:
 def _search(args: argparse.Namespace, judge: _Judge) -> int:
     from eval import answer, gallery, photo_lists
     enrolled, probes = (photo_lists.photos_in(folder) for folder in (args.gallery, args.probes))
-    crops, unusable = photo_lists.crops_of([path for path, _ in enrolled], judge.align, False, "gallery")
+    _refuse_occupied("--out", args.out, [path for path, _ in [*enrolled, *probes]])
+    crops, _ = photo_lists.crops_of([path for path, _ in enrolled], judge.align, False, "gallery")
     searched, unusable = photo_lists.crops_of([path for path, _ in probes], judge.align, args.skip_unusable, "probes")
     network, _, how = _loaded(args, judge)
     found = gallery.search(network, list(crops.values()), [person for _, person in enrolled], list(searched.values()), judge.origin["tau"],
