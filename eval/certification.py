@@ -5,6 +5,8 @@ angle by which it keeps to its side. Everything is computed in float64 and broad
 are taken alike. Radii are l2 norms of perturbations in the scale of the network's input, and a decision is certified at
 a budget below its radius. Every function of tau raises ValueError unless -1 < tau < 1.
 
+Radii of networks without such a constant, by randomised smoothing, are in smoothing.py.
+
 docs/certificates.md has the proofs. Except for the published formulas of Theorems 1 and 2, what is returned is rounded
 down: never above the true value of the formula at the arguments given, and below it by less than 6e-15 of the norm.
 """

@@ -49,8 +49,13 @@ class Records:
 
     @property
     def certified(self) -> bool:
-        """Whether there are radii: the network is 1-Lipschitz."""
+        """Whether there are radii: the network is 1-Lipschitz, or its decisions are smoothed."""
         return "radius" in self.pairs
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether the radii are those of randomised smoothing, which norms and angles of embeddings have no part in."""
+        return "smoothing" in self.summary
 
 
 def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: Evaluation = DEFAULTS, lipschitz: float | None = None,

@@ -29,6 +29,7 @@ from eval.records import ATTACK_TYPES, Records, is_right
 from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
+from eval.through_noise import DRAWS, NoiseSearch
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
 from utils.faults.signals import unbroken
@@ -37,15 +38,16 @@ from utils.precision import full_precision
 
 
 def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluation.eps_u, eps: Iterable[float] = Evaluation.eps,
-                   skip: bool = True, limit: int | None = None, seed: int = 0, **settings: Any) -> Records:
+                   skip: bool = True, limit: int | None = None, seed: int = 0, draws: int | None = None, **settings: Any) -> Records:
     """Run an attack (a name of `attacks.preset`, `settings` for its class) and write its rows and figures.
 
     Results of the same attack under other settings are replaced; budgets that were attacked before are kept and not
-    attacked again. skip=False also attacks what is certified; a certified decision that falls gives a warning.
+    attacked again. skip=False also attacks what is certified; a certified decision that falls gives a warning. draws: of noise in each
+    step, for smoothed decisions (`eval.through_noise`), which are attacked with a budget. Raises InputError for what cannot be used.
     """
     eps_u, eps = budgets(eps_u), budgets(eps)
     build = partial(build_attack, name, subject.records.summary["protocol"], settings)
-    settings = _settings(name, build, seed, limit, skip, subject)
+    settings = _settings(name, build, seed, limit, skip, subject, _draws(subject.records, name, draws))
     found = _without_other_settings(subject.records, name, settings)
     entry = found.summary["attacks"].setdefault(name, {**settings, "eps_u": [], "eps": [], "skipped": {}})
     journal = Journal(subject.folder, f"attack_{name.replace(':', '_')}", {**provenance.fingerprint(found.summary), **settings})
@@ -75,12 +77,26 @@ def build_attack(name: str, protocol: str, settings: Mapping[str, Any], eps: flo
     return attacks.preset(name, eps, protocol, **settings)
 
 
-def _settings(name: str, build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject) -> dict[str, Any]:
+def _draws(found: Records, name: str, draws: int | None) -> dict[str, Any]:
+    """The setting of attacks through noise."""
+    if not found.smoothed:
+        if draws is not None:
+            raise InputError("--draws: nothing of these results is smoothed, leave it out")
+        return {}
+    if attacks.ATTACKS.find(name).minimum_norm:
+        raise InputError(f"--attack {name}: smoothed decisions are attacked with a budget, as pgd does")
+    if found.summary["smoothing"]["threat"] != "one":
+        raise InputError("decisions of which both images are smoothed are attacked by python -m eval audit only")
+    return {"draws": DRAWS if draws is None else draws}
+
+
+def _settings(name: str, build: Callable, seed: int, limit: int | None, skip: bool, subject: Subject, further: Mapping[str, Any]
+              ) -> dict[str, Any]:
     """All that a result depends on, apart from budget and subject, and `settings`, what these are known by."""
     attack = build(None if attacks.ATTACKS.find(name).minimum_norm else 1.)
     fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack) if field.name != "eps"}
     fields |= {"minimum_norm": attack.minimum_norm, "published": attack.published, "seed": seed, "limit": limit,
-               "skip": skip} | ({"batch_size": subject.batch_size} if attack.published else {})
+               "skip": skip, **further} | ({"batch_size": subject.batch_size} if attack.published else {})
     return {**fields, "settings": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]}
 
 
@@ -169,14 +185,17 @@ def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, sample
     fallen: set = set(robust.index[~robust])
     certified = settings["skip"] and subject.records.certified
     radius = partial(OneImage.side, tau=subject.tau) if certified else None
-    work = partial(_attack, subject, attack, kind, settings["seed"], radius)
+    work, size = partial(_attack, subject, attack, kind, settings["seed"], radius), subject.batch_size
+    if "draws" in settings:
+        search = NoiseSearch(subject, settings["draws"], settings["seed"])
+        work, size = partial(search.attack, kind, attack), search.group
     with subject.bar(-(-len(samples) // world_size()), title) as bar:
         def show(rows: pd.DataFrame) -> None:
             if len(rows):
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])
             bar.update(len(rows))
             bar.set_postfix_str(f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
-        rows = journal.run(stage, samples, work, subject.batch_size, show)
+        rows = journal.run(stage, samples, work, size, show)
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 

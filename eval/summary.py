@@ -18,6 +18,8 @@ class Summary(TypedDict, total=False):
     best_threshold (over all thresholds, on the same pairs: an optimistic figure), auc, eer, feature_norm (mean over the images of pairs).
     Certified: cra_u, cra_d, cra_i (shares by budget), med_u, med_d, med_i (median radii, wrong decisions counting as 0); certificates: the
     same of D and I by the name of each further certificate; certified_far, lp and keys ending in _sound where they were asked for.
+    Smoothed: certificate (what tables call it), smoothing (the settings of `eval.smoothing.Smoothing`; tau_mean, the threshold of means;
+    abstained, the share of decisions that are not certified; forward_passes).
     Attacked: attacks (by name: settings, limit, budgets, cost), era_u, era_d, era_i (by attack, then by budget: the share that stays
     robust), cra_attacked_u, _d, _i (certified shares of the same rows), med_attack_u, _d, _i (by minimum-norm attack: median norm of the
     smallest success), never_u, _d, _i (by minimum-norm attack: the share that it never turned).
@@ -61,6 +63,8 @@ class Summary(TypedDict, total=False):
     lp: list[dict[str, Any]]
     sound_lipschitz: float
     sound_error: float
+    certificate: str
+    smoothing: dict[str, Any]
     attacks: dict[str, dict[str, Any]]
     era_u: dict[str, ByBudget]
     era_d: dict[str, ByBudget]

@@ -88,14 +88,25 @@ def network_arguments(parser: argparse.ArgumentParser, required: bool = True) ->
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """What attacks and audits share."""
     attack_arguments(parser)
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
+    parser.add_argument("--draws", type=count, metavar="N", help="of noise in each step, for results of smooth (default 32)")
+    limit_argument(parser)
 
 
 def attack_arguments(parser: argparse.ArgumentParser) -> None:
     """How hard an attack tries."""
     parser.add_argument("--steps", type=count, metavar="N", help="steps of an attack (default: its own)")
     parser.add_argument("--restarts", type=count, metavar="N", help="random starts of pgd, apgd and ddn")
-    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S", help="of all random starts (default 0)")
+    seed_argument(parser)
+
+
+def limit_argument(parser: argparse.ArgumentParser) -> None:
+    """How much is looked at."""
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N true pairs, false pairs and images")
+
+
+def seed_argument(parser: argparse.ArgumentParser) -> None:
+    """Of random numbers."""
+    parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S", help="of all random numbers (default 0)")
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,10 +147,11 @@ def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
     return (height, width) if args.resize else None
 
 
-def subjects(args: argparse.Namespace) -> Iterator[Any]:
-    """Each .bin file with its records, inside the process group of torchrun where there is one."""
+def subjects(args: argparse.Namespace, smoothed: bool = False) -> Iterator[Any]:
+    """Each .bin file with its records, inside the process group of torchrun where there is one; smoothed: those of randomised smoothing."""
     folders = result_folders(args.out, args.bin)
     Evaluation(**given(args))  # what is wrong with it is said before anything is loaded
+    from eval.smoothed import open_smoothed
     from eval.store.subject import load_model, open_subject
     from utils.distributed import process_group
     from utils.faults.folder import owned
@@ -147,8 +159,29 @@ def subjects(args: argparse.Namespace) -> Iterator[Any]:
         model = load_model(args.backbone, args.weights, device, args.flip, args.tight)
         for folder, path in zip(folders, args.bin):
             with owned(folder, shared=True):  # all ranks read its records and journals
-                yield open_subject(model, path, folder, given(args), device=device, batch_size=args.batch_size,
-                                   num_workers=args.num_workers, resize=size_of(args), progress=Path(path).stem)
+                open_one = open_smoothed if smoothed else open_subject
+                yield open_one(model, path, folder, given(args), device=device, batch_size=args.batch_size,
+                               num_workers=args.num_workers, resize=size_of(args), progress=Path(path).stem)
+
+
+def smoothed_subjects(args: argparse.Namespace) -> Iterator[Any]:
+    """As `subjects`, of results of `smooth` that are there. Raises InputError where they are not, or of another threshold or other code."""
+    from eval.store import provenance, results
+    for subject in subjects(args, smoothed=True):
+        place, found = subject.folder / results.SUMMARY, subject.records
+        if not found.smoothed:
+            raise InputError(f"{place}: expected results of python -m eval smooth, made by the code as it is")
+        provenance.refuse_others(place, found.summary, {"tau": getattr(args, "tau", None), "far_target": getattr(args, "far", None)})
+        yield subject
+
+
+def are_smoothed(args: argparse.Namespace) -> bool:
+    """Whether the results folders are of `smooth`. Raises InputError where some are and some are not."""
+    from eval.store.results import is_smoothed
+    kinds = {is_smoothed(folder) for folder in result_folders(args.out, args.bin)}
+    if len(kinds) > 1:
+        raise InputError(f"--out {args.out}: results of certify and of smooth, expected one --bin at a time")
+    return kinds.pop()
 
 
 def result_folders(out: str, bins: Sequence[str]) -> list[Path]:

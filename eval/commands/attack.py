@@ -2,7 +2,15 @@
 import argparse
 from typing import Any
 
-from eval.commands.arguments import evaluation_arguments, print_once, search_arguments, search_settings, subjects
+from eval.commands.arguments import (
+    are_smoothed,
+    evaluation_arguments,
+    print_once,
+    search_arguments,
+    search_settings,
+    smoothed_subjects,
+    subjects,
+)
 from eval.evaluation import Evaluation
 
 
@@ -26,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from eval import robustness
     attacks.ATTACKS.find(args.attack)  # before anything is loaded
     budgets = {name: getattr(args, name, getattr(Evaluation, name)) for name in ("eps_u", "eps")}
-    for subject in subjects(args):
+    for subject in smoothed_subjects(args) if are_smoothed(args) else subjects(args):
         found = robustness.attack_records(subject, args.attack, **budgets, skip=args.skip, limit=args.limit, seed=args.seed,
-                                          **search_settings(args))
+                                          draws=args.draws, **search_settings(args))
         print_once(robustness.describe(found, args.attack))

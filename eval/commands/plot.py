@@ -27,7 +27,7 @@ def declare(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw all that the results support."""
-    from eval.show import names, plots
+    from eval.show import names, plots, smoothing
     from eval.store import provenance, results
     from utils.files import sha256
     summaries = results.read_summaries(*args.results)
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> None:
         flip = summaries[folders[0]].get("flip", "none")
         asked = {**provenance.origin(args.backbone, args.weights), "flip": flip, "bin_sha256": sha256(args.bin)}
         results.refuse_another_subject(folders[0], asked)
-    found = {folder: results.read_records(folder, certified=False) for folder in folders}
+    found = {folder: results.read_records(folder, certified=False, smoothed=True) for folder in folders}
     for (folder, result), prefix in zip(found.items(), prefixes):
         print(*plots.write_plots(result, args.out or folder, prefix, args.format), sep="\n")
     if args.out and len(folders) > 1:
-        called = names.names_of(list(summaries.items()), alone=True)
-        print(*plots.write_comparison(dict(zip(called, found.values())), args.out, args.format), sep="\n")
+        called = dict(zip(names.names_of(list(summaries.items()), alone=True), found.values()))
+        print(*plots.write_comparison(called, args.out, args.format), *smoothing.write_comparison(called, args.out, args.format), sep="\n")
     if all(subject):
         path = Path(args.out or folders[0]) / f"{prefixes[0]}adversarial_examples.{args.format}"
         _draw_examples(args, found[folders[0]], path)

@@ -102,6 +102,7 @@ def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
     if args.group:
         _say_groups([names.given_name(result) for result in found], [row["name"] for row in rows])
+    rows.sort(key=lambda row: "smoothing" in row)  # what holds with confidence stands below what is proven
     return rows
 
 

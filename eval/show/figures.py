@@ -175,8 +175,10 @@ def _label(summary: Summary, key: str, sound: bool) -> Any:
 
 def radii(summary: Summary, sound: bool = True) -> str:
     """What is divided or proven beyond the formula: plain, tight (by the proven constant), assumed (by one that is somebody's word), sound
-    (in floating point).
+    (in floating point); smoothing, with its noise and confidence.
     """
+    if "certificate" in summary:
+        return summary["certificate"]
     if sound and "cra_d_sound" in summary:
         return "sound"
     if summary.get("lipschitz_assumed"):

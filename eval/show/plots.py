@@ -77,17 +77,18 @@ def _about(summary: Mapping[str, Any]) -> list[str]:
     far = summary.get("far_target")
     return [literal(drawing.shortened(summary["bin"])), f"{literal(summary['protocol'])} protocol",
             *(["mirror images averaged"] if summary.get("flip", "none") != "none" else []),
-            *([f"FAR {far:g}"] if far is not None else []), rf"$\tau$ = {summary['tau']:.3f}"]
+            *([f"FAR {far:g}"] if far is not None else []), rf"$\tau$ = {summary['tau']:.3f}",
+            *([literal(summary["certificate"])] if "certificate" in summary else [])]
 
 
 def plot_certified_accuracy(results: Mapping[str, Records], out: PathLike, title: str = "") -> None:
     """Certified accuracy (CRA) against the budget, a panel for each kind of attack and a line for each named result."""
-    figure, panels = _panels(title, "budget", "certified accuracy [%]")
+    figure, panels = panels_of(title, "budget", "certified accuracy [%]")
     for (kind, axes) in panels.items():
         for number, (name, found) in enumerate(results.items()):
             radius = table_of(found, kind).get(RADIUS[kind], pd.Series(dtype=float))
             if len(radius):
-                axes.plot(*_share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], drawstyle="steps-post",
+                axes.plot(*share_above(radius.to_numpy()), LINES[number % 4], color=COLOURS[number % 7], drawstyle="steps-post",
                           label=label_of(name) or "right, and certified beyond the budget")
     finish(figure, panels.values(), False)
     legend_below(figure, panels.values(), 3)
@@ -98,7 +99,7 @@ def plot_robust_accuracy(found: Records, out: PathLike, title: str = "") -> None
     """Empirical robust accuracy against the budget, a line for each minimum-norm attack and points for each with budgets, and below them
     the certified accuracy of the same rows. Attacks with limits of their own are about rows of their own: a certified line for each limit.
     """
-    limits, figure, panels = _limits(found), *_panels(title, "budget", "robust accuracy [%]")
+    limits, figure, panels = _limits(found), *panels_of(title, "budget", "robust accuracy [%]")
     for kind, axes in panels.items():
         table = table_of(found, kind)
         counts = sorted({min(limit, len(table)) for limit in limits.values()})
@@ -106,13 +107,13 @@ def plot_robust_accuracy(found: Records, out: PathLike, title: str = "") -> None
         if table.empty:
             continue
         for number, limit in enumerate(sorted(set(limits.values()), reverse=True) if found.certified else ()):
-            axes.plot(*_share_above(table[RADIUS[kind]][:limit].to_numpy()), color=GREYS[number % 3], drawstyle="steps-post",
+            axes.plot(*share_above(table[RADIUS[kind]][:limit].to_numpy()), color=GREYS[number % 3], drawstyle="steps-post",
                       label="certified" + _said(limit, limits))
         for number, (attack, limit) in enumerate(limits.items()):
             style = {"color": COLOURS[number % 7], "label": attack_label(attack) + _said(limit, limits)}
             if found.summary["attacks"][attack]["minimum_norm"]:
                 norms = outcomes.norms(found, attack, kind).to_numpy()
-                axes.plot(*_share_above(norms), LINES[1 + number % 3], drawstyle="steps-post", **style)
+                axes.plot(*share_above(norms), LINES[1 + number % 3], drawstyle="steps-post", **style)
             elif budgets := sorted(outcomes.budgets(found, attack, kind)):
                 shares = [100 * outcomes.robust(found, attack, kind, eps).mean() for eps in budgets]
                 axes.plot(budgets, shares, MARKERS[number % 6], **style)
@@ -138,7 +139,7 @@ def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, 
     axes.plot(max(false, floor), 100 * reached, "o", color="black", label=rf"at $\tau$: FAR {false:.3g}, TAR {100 * reached:.1f}%", **dot)
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [next(iter(summary["cra_d"]))] if eps is None else eps
-    for number, budget in enumerate(budgets if found.certified else ()):
+    for number, budget in enumerate(budgets if found.certified and not found.smoothed else ()):
         _, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
         certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
         axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
@@ -157,9 +158,9 @@ def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, 
 
 def plot_radius_histograms(found: Records, out: PathLike, title: str = "") -> None:
     """Histograms of the certified radii of right decisions, with the median of all (wrong ones count as 0)."""
-    figure, panels = _panels(title, "certified radius", "number of decisions")
+    figure, panels = panels_of(title, "certified radius", "number of decisions")
     for number, (kind, axes) in enumerate(panels.items()):
-        radius = table_of(found, kind)[RADIUS[kind]].to_numpy()
+        radius = table_of(found, kind).get(RADIUS[kind], pd.Series(dtype=float)).to_numpy()
         if not len(radius):
             continue
         median = certification.lower_median(radius)
@@ -272,7 +273,7 @@ def _failures(norms: np.ndarray) -> str:
     return f", {np.isinf(norms).sum()} of {len(norms)} without success" if np.isinf(norms).any() else ""
 
 
-def _share_above(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def share_above(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(eps, percentage of the values above it): exact, with a step at every value."""
     eps = np.unique(np.append(values[np.isfinite(values)], 0.))
     return eps, 100 * (1 - np.searchsorted(np.sort(values), eps, side="right") / len(values))
@@ -289,7 +290,7 @@ def _single(title: str, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _panels(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+def panels_of(title: str, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     """A panel a kind of attack."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     panels = dict(zip(KINDS, figure.subplots(1, 3, sharey="%" in y)))

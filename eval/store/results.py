@@ -22,6 +22,10 @@ _COLUMNS = {
     PAIRS: {"pair", "flipped", "same", "left", "right", "cosine", "theta", "norm_left", "norm_right", "accepted", "radius"},
     IMAGES: {"image", "flipped", "norm", "radius_u"}, ATTACKS: set(ATTACK_TYPES)}
 _RADII = {"radius", "radius_u"}
+_SMOOTHED = {  # what smoothed decisions have besides, by the threat
+    "one": {PAIRS: {"radius_left", "radius_right", "radius_mean", "radius", "votes_left", "votes_right"},
+            IMAGES: {"radius_u", "radius_u_mean", "votes"}},
+    "joint": {PAIRS: {"radius_joint", "radius_mean", "radius", "votes"}}}
 
 
 def audit_file(geometry: str) -> str:
@@ -39,24 +43,40 @@ def write_records(folder: str | os.PathLike[str], records: Records) -> None:
         schema.write_summary(Path(folder) / SUMMARY, records.summary)
 
 
-def read_records(folder: str | os.PathLike[str], certified: bool = True) -> Records:
+def read_records(folder: str | os.PathLike[str], certified: bool = True, smoothed: bool = False) -> Records:
     """What `write_records` wrote, to the last bit. Raises InputError where a file or a column is missing; with
-    certified=False the radii may be.
+    certified=False the radii may be. Only with `smoothed` are those of randomised smoothing taken, whose radii mean something else.
     """
     folder = Path(folder)
     summary = schema.read_summary(folder / SUMMARY)
+    if "smoothing" in summary and not smoothed:
+        raise InputError(f"{folder / SUMMARY}: results of randomised smoothing, expected those of python -m eval certify or attack "
+                         "(smooth, audit, table and plot take them)")
     tables = {}
-    for name, columns in _COLUMNS.items():
+    for name in _COLUMNS:
         if name == ATTACKS and not (folder / name).exists() and not summary.get("attacks"):
             continue
         table = tables[name] = schema.read_table(folder / name, rows=name != ATTACKS)
-        if missing := sorted(columns - set(table.columns) - (set() if certified else _RADII)):
+        if missing := sorted(_needed(name, summary, certified) - set(table.columns)):
             raise InputError(f"{folder / name}: columns {', '.join(missing)} missing")
     found = Records(tables[PAIRS], tables[IMAGES], summary)
     if ATTACKS in tables:
         found.attacks = tables[ATTACKS].astype(ATTACK_TYPES)
         schema.refuse_other_rows(folder / ATTACKS, found)
     return found
+
+
+def _needed(name: str, summary: Summary, certified: bool) -> set[str]:
+    """The columns that a table of a result must have."""
+    if "smoothing" in summary:
+        return _COLUMNS[name] - _RADII | _SMOOTHED[summary["smoothing"]["threat"]].get(name, set())
+    return _COLUMNS[name] - (set() if certified else _RADII)
+
+
+def is_smoothed(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has results of randomised smoothing; False where it has none at all."""
+    place = Path(folder) / SUMMARY
+    return place.is_file() and "smoothing" in schema.read_summary(place)
 
 
 def read_summaries(*given: str | os.PathLike[str]) -> dict[Path, Summary]:

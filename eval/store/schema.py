@@ -24,7 +24,7 @@ REQUIRED = ("bin", "protocol", "tau", "tar", "feature_norm", *CERTIFIED)  # keys
 
 # kind of value, and range, of the columns of pairs.csv, images.csv and attacks.csv
 _BOOLEANS = ("flipped", "same", "accepted", "success")
-_INTEGERS = ("pair", "left", "right", "image", "row", "seed")
+_INTEGERS = ("pair", "left", "right", "image", "row", "seed", "votes", "votes_left", "votes_right", "samples")
 _WORDS = {"kind": ("u", "d", "i"), "side": ("left", "right", "image")}
 
 
@@ -229,13 +229,28 @@ def _is_threshold(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(item) if key == "reason" else _is_number(item) for key, item in value.items())
 
 
+def _is_smoothing(value: Any) -> bool:
+    """The settings of `eval.smoothing.Smoothing`, and what else is said there."""
+    return isinstance(value, dict) and all(key in value and fits(value[key]) for key, fits in _SMOOTHING.items())
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) is float and 0 <= value <= 1
+
+
+_SMOOTHING: dict[str, Callable[[Any], bool]] = {
+    "sigma": lambda value: type(value) is float and 0 < value < math.inf, "alpha": lambda value: _is_share(value) and 0 < value < 1,
+    "limit": lambda value: value is None or _is_count(value) and value > 0, "threat": lambda value: value in ("one", "joint"),
+    "tau_mean": lambda value: type(value) is float and -1 < value < 1, "abstained": _is_share,
+    **dict.fromkeys(("n0", "n", "seed", "forward_passes"), _is_count)}
 _ATTACK: dict[str, Callable[[Any], bool]] = {
     "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _each(_is_by_budget), "limit": lambda value: value is None or _is_count(value),
     "settings": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None,
     **dict.fromkeys(("minimum_norm", "published"), lambda value: type(value) is bool),
     **dict.fromkeys(("forward_passes", "backward_passes", "seed"), _is_count)}
 _SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compile(pattern), fits) for pattern, fits in (
-    (r"bin|protocol|flip", _is_text), (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
+    (r"bin|protocol|flip|certificate", _is_text), (r"smoothing", _is_smoothing),
+    (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
     (r"cra_[udi](_sound)?", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
     (r"(med_attack|never)_[udi]", _each(_is_number)), (r"attacks", _each(_is_attack)), (r"reasons", _each(_is_text)),

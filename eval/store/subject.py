@@ -138,8 +138,10 @@ def plan(found: Records, kind: str, limit: int | None = None, certificate: Certi
 
     Columns: row (of pairs or images), side (0: left, 1: right), image (attacked), target (whose embedding it is
     compared with), flipped, right (when clean), radius (certified, of `certificate`, for an attack on this image alone; 0 where the
-    decision is wrong or the network is not 1-Lipschitz).
+    decision is wrong or the network is not 1-Lipschitz). Of smoothed decisions `_smoothed_plan`.
     """
+    if found.smoothed:
+        return _smoothed_plan(found, kind, limit)
     table, tau = table_of(found, kind)[:limit], found.summary["tau"]
     right = is_right(table)
     radii = (OneImage.side(table["norm"].to_numpy(), 0., tau),) if kind == "u" else certificate.sides(case_of(found, table))
@@ -149,6 +151,24 @@ def plan(found: Records, kind: str, limit: int | None = None, certificate: Certi
             "row": table.index, "side": side, "image": table[image].to_numpy(), "target": table[target].to_numpy(),
             "flipped": table["flipped"].to_numpy(), "right": right.to_numpy(),
             "radius": np.where(right & found.certified, checked(certificate, radius, len(table)), 0.)}, index=2 * table.index + side))
+    return pd.concat(parts)
+
+
+def _smoothed_plan(found: Records, kind: str, limit: int | None) -> pd.DataFrame:
+    """As `plan`, with the radius of each decision and `before`, the share of draws that decided rightly. Where both images are smoothed
+    they are attacked together: a row each, as of the left side, and none of the images.
+    """
+    table, smoothing = table_of(found, kind)[:limit], found.summary["smoothing"]
+    names = [("radius_left", "votes_left"), ("radius_right", "votes_right")]
+    if kind == "u" or smoothing["threat"] == "joint":
+        names = [("radius_u" if kind == "u" else "radius", "votes")]
+    parts = []
+    for side, ((image, target), (radius, votes)) in enumerate(zip(_SIDES[kind == "u"], names)):
+        share = table[votes].to_numpy() / smoothing["n"]
+        parts.append(pd.DataFrame({
+            "row": table.index, "side": side, "image": table[image].to_numpy(), "target": table[target].to_numpy(), "flipped": False,
+            "right": is_right(table).to_numpy(), "radius": table[radius].to_numpy(), "before": 1 - share if kind == "i" else share},
+            index=2 * table.index + side))
     return pd.concat(parts)
 
 
