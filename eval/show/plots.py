@@ -139,7 +139,8 @@ def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, 
     axes.plot(max(false, floor), 100 * reached, "o", color="black", label=rf"at $\tau$: FAR {false:.3g}, TAR {100 * reached:.1f}%", **dot)
     norm = np.minimum(pairs["norm_left"], pairs["norm_right"]).to_numpy()
     budgets = [next(iter(summary["cra_d"]))] if eps is None else eps
-    for number, budget in enumerate(budgets if found.certified and not found.smoothed else ()):
+    banded = found.certified and not found.smoothed  # what noise certifies says nothing of other thresholds
+    for number, budget in enumerate(budgets if banded else ()):
         _, far, tar = (values.numpy() for values in certification.certified_roc(cosine, norm, same, budget))
         certified, colour = _tar_at(far, tar, grid), COLOURS[number % 7]
         axes.plot(grid, certified, LINES[1 + number % 3], color=colour, label=rf"certified at $\epsilon$ = {budget:g}",
@@ -149,8 +150,8 @@ def plot_roc(found: Records, out: PathLike, eps: Sequence[float] | None = None, 
                   label=rf"at $\tau$: FAR up to {1 - kept[~same].mean():.3g}, TAR at least {100 * kept[same].mean():.1f}%")
         axes.fill_between(grid, certified, clean, color=colour, alpha=0.2, linewidth=0, step="post",
                           label=rf"what attacks up to $\epsilon$ = {budget:g} may cost at most")
-    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), ylabel="TAR (certified under attack) [%]",
-             xlabel=rf"FAR (worst case under attack); $\epsilon$: {UNIT}" if found.certified else "FAR")
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 102), ylabel=f"TAR{' (certified under attack)' if banded else ''} [%]",
+             xlabel=rf"FAR (worst case under attack); $\epsilon$: {UNIT}" if banded else "FAR")
     finish(figure, [axes], False, zero=False)
     legend_below(figure, [axes], 1)
     save_figure(figure, out)
