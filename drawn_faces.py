@@ -31,8 +31,7 @@ class Canvas:
         corners = [(x + right_by, y + down_by) for x in (left, right) for y in (top, bottom)]
         columns, rows = [x * cos - y * sin for x, y in corners], [y * cos + x * sin for x, y in corners]
         down, across = (slice(max(0, int((min(side) + 1) * half)), max(0, math.ceil((max(side) + 1) * half))) for side in (rows, columns))
-        x, y = self.x[down, across].contiguous(), self.y[down, across].contiguous()
-        return Canvas(self.image[:, down, across], x, y, self.view, self.pixel)
+        return Canvas(self.image[:, down, across], self.x[down, across], self.y[down, across], self.view, self.pixel)
 
     def ellipses(self, x: Tensor, y: Tensor, *ellipses: tuple[float, ...]) -> Tensor:
         """The masks [n, h, w] of ellipses (x and y of the middle, half axes, soft, how much of it is covered at most), all at once."""
