@@ -166,6 +166,11 @@ class FGSM(PGD):
         if self.steps != 1:
             raise InputError(f"FGSM: steps is {self.steps}, but it takes one")
 
+    @property
+    def most_passes(self) -> int:
+        """The other end is looked at as well."""
+        return super().most_passes + self.restarts
+
     def _step(self, search: Search, state: State, margins: Tensor, gradients: Tensor, step: int) -> Tensor:
         state["behind"] = super()._step(search, {**state}, margins, -gradients, step)
         return super()._step(search, state, margins, gradients, step)
@@ -295,6 +300,11 @@ class CW(Attack):
     kappa: float = 0.0
     random_start: float = 0.01
     refinements: int = 6
+
+    @property
+    def most_passes(self) -> int:
+        """Of all rounds."""
+        return super().most_passes + (self.binary_search_steps + self.refinements - 1) * (self.steps + 1)
 
     def _run(self, search: Search, index: Tensor) -> None:
         self._search_c(search, index)

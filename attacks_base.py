@@ -26,6 +26,7 @@ from utils.directions import cosine, norms
 from utils.modes import evaluating
 
 OBJECTIVES = ("untargeted", "dodging", "impersonation")
+BISECTIONS = 8  # between a success and the clean image, at the end of an attack that looks for the smallest perturbation
 Embed = Callable[[Tensor], Tensor]
 Watcher = Callable[[Tensor, Tensor, Tensor], None]
 Radius = Callable[[Tensor, Tensor], Tensor]
@@ -223,6 +224,12 @@ class Attack:
     published: ClassVar[bool] = False
     steps: int
 
+    @property
+    def most_passes(self) -> int:
+        """How many times each image goes through the network at most: what an attack costs."""
+        bisections = BISECTIONS if self.minimum_norm and not self.published else 0
+        return getattr(self, "restarts", 1) * (getattr(self, "steps", 1) + 1) + bisections
+
     def __new__(cls, *arguments: Any, **settings: Any) -> Any:
         """A network as the first argument makes what scripts for the published repository expect: `attacks_published.Bound`."""
         if callable(arguments[0] if arguments else settings.get("backbone")):
@@ -323,14 +330,14 @@ def _check(images: Tensor, targets: Tensor, objective: str, tau: float, ids: lis
         raise InputError(f"image {int(outside.nonzero()[0])} of the batch has pixels outside {list(box)} or not finite")
 
 
-def _tighten(search: Search, bisections: int = 8) -> None:
+def _tighten(search: Search) -> None:
     """Look for a smaller success between each success and its clean image: the last steps of a search are coarse."""
     index = (search.succeeds(search.margin) & (search.norm > 0)).nonzero().flatten()
     if not len(index):
         return
     images, found = search.images[index], search.best[index]
     low, high = torch.zeros_like(search.norm[index]), torch.ones_like(search.norm[index])
-    for _ in range(bisections):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         points = (images + (found - images) * each(middle, images)).clamp(*search.box)
         wins = search.succeeds(search.evaluate(points, index).margins)

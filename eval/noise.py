@@ -89,11 +89,14 @@ class Sampler:
         parts = dict([*self.decisions.groupby("unit")])
         passes = draws * (2 if self.settings.threat == "joint" else 1)
 
+        units_of_rank = -(-len(parts) // world_size())
+
         def one(units: pd.DataFrame) -> Outcome:
             found = work(parts[units.index[0]])
+            told.tick(passes)
             return Outcome(pd.DataFrame({name: [found[name].tolist()] for name in found}, index=units.index), passes, 0)
-        with self.subject.bar(passes * -(-len(parts) // world_size()), stage) as bar:
-            rows = journal.run(stage, pd.DataFrame(index=[*parts]), one, 1, lambda rows: bar.update(passes * len(rows)))
+        with self.subject.work(stage, len(parts), passes, of_attacks=False).stage("", units_of_rank, unit="unit") as told:
+            rows = journal.run(stage, pd.DataFrame(index=[*parts]), one, 1, lambda rows: told.update(len(rows)))
         return pd.DataFrame({name: [*chain.from_iterable(rows[name])] for name in rows}, index=self.decisions.index)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ from eval import certification, outcomes
 from eval.certificates import OneImage
 from eval.evaluation import Evaluation, budgets
 from eval.records import ATTACK_TYPES, Records, is_right
+from eval.smoothing import Smoothing
 from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
-from eval.through_noise import DRAWS, NoiseSearch
+from eval.through_noise import DRAWS, NoiseSearch, most_passes
 from utils import InputError
 from utils.distributed import barrier, rank, world_size
 from utils.faults.signals import unbroken
 from utils.files import found_in
 from utils.precision import full_precision
+from utils.progress import Stage, Work
 
 
 def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluation.eps_u, eps: Iterable[float] = Evaluation.eps,
@@ -52,8 +54,13 @@ def attack_records(subject: Subject, name: str, eps_u: Iterable[float] = Evaluat
     entry = found.summary["attacks"].setdefault(name, {**settings, "eps_u": [], "eps": [], "skipped": {}})
     journal = Journal(subject.folder, f"attack_{name.replace(':', '_')}", {**provenance.fingerprint(found.summary), **settings})
     subject = subject.with_records(found)
+    wanted = {kind: eps_u if kind == "u" else eps for kind in OBJECTIVES}
+    attack = build(None if entry["minimum_norm"] else 1.)
+    each = most_passes(Smoothing.of(found.summary), entry["draws"], attack) if "draws" in entry else attack.most_passes
+    work = subject.work(f"attack {name}", sum(map(len, (samples for kind in OBJECTIVES for _, samples in
+                                                        _needed(found, name, kind, wanted[kind])))), each)
     for kind in OBJECTIVES:
-        skipped = attack_kind(subject, name, build, kind, eps_u if kind == "u" else eps, journal)
+        skipped = attack_kind(subject, name, build, kind, wanted[kind], journal, work)
         entry["skipped"][kind] = dict(sorted({**skipped, **entry["skipped"].get(kind, {})}.items(), key=lambda item: item[0] or 0))
     entry |= {"eps_u": _united(entry["eps_u"], eps_u), "eps": _united(entry["eps"], eps)}
     entry |= {way: count + entry.get(way, 0) for way, count in journal.passes.items()}
@@ -113,8 +120,22 @@ def _united(*some: Iterable[float]) -> list[float]:
     return sorted({float(eps) for budgets in some for eps in budgets})
 
 
+def _needed(found: Records, name: str, kind: str, eps: Iterable[float]) -> Iterator[tuple[float | None, pd.DataFrame]]:
+    """(budget, single attacks) that are still to be run on a kind, before any has succeeded; None: of an attack without budgets, of which
+    the published one runs on wrong decisions too.
+    """
+    entry = found.summary["attacks"][name]
+    samples = plan(found, kind, entry["limit"])
+    if entry["minimum_norm"]:
+        yield from () if kind in entry["skipped"] else ((None, samples if entry["published"] else samples[samples["right"]]),)
+        return
+    for budget in eps:
+        if budget not in outcomes.budgets(found, name, kind):
+            yield budget, samples[samples["right"] & ~((samples["radius"] > budget) & entry["skip"])]
+
+
 def attack_kind(subject: Subject, name: str, build: Callable[[float | None], attacks.Attack], kind: str, eps: Iterable[float],
-                journal: Journal) -> dict[float | None, float | None]:
+                journal: Journal, work: Work) -> dict[float | None, float | None]:
     """Attack the rows of a kind and add what comes of it to the records of the subject; returns the share of rows that needed no attack,
     by budget (None: of an attack without budgets).
 
@@ -124,19 +145,17 @@ def attack_kind(subject: Subject, name: str, build: Callable[[float | None], att
     found, entry = subject.records, subject.records.summary["attacks"][name]
     samples = plan(found, kind, entry["limit"])
     rows = samples["row"].drop_duplicates()
-    if entry["minimum_norm"]:
-        return {} if kind in entry["skipped"] else _minimum_norms(subject, name, build(None), kind, samples, journal)
     skipped: dict[float | None, float | None] = {}
-    for budget in eps:
-        if budget in outcomes.budgets(found, name, kind):
-            continue
-        need = samples[samples["right"] & ~((samples["radius"] > budget) & entry["skip"])]
-        robust = outcomes.robust(found, name, kind, budget)
+    for budget, need in _needed(found, name, kind, eps):
         skipped[budget] = _share(~rows.isin(need["row"]))
+        if budget is None:
+            _minimum_norms(subject, name, build(None), kind, need, samples.groupby("row")["right"].all(), journal, work)
+            continue
+        robust = outcomes.robust(found, name, kind, budget)
         for turn, chosen in _turns(need, entry["published"]):
-            chosen = chosen[robust[chosen["row"]].to_numpy()]
+            planned, chosen = len(chosen), chosen[robust[chosen["row"]].to_numpy()]
             result = _run(subject, build(budget), kind, f"{kind}/{turn}/{budget}", chosen, entry, journal, robust,
-                          f"{name} {kind.upper()} {budget}")
+                          partial(work.stage, f"{kind.upper()} {budget}", planned=-(-planned // world_size())))
             robust[chosen["row"][result["success"].to_numpy(bool)]] = False
             _add(found, name, kind, budget, chosen, result)
     return skipped
@@ -150,15 +169,12 @@ def _turns(samples: pd.DataFrame, published: bool) -> list[tuple[int, pd.DataFra
     return list(samples.groupby(turn.reindex(samples.index)))
 
 
-def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: str, samples: pd.DataFrame, journal: Journal
-                   ) -> dict[float | None, float | None]:
-    """As `attack_kind`, of an attack without budgets; the published one runs on wrong decisions too."""
+def _minimum_norms(subject: Subject, name: str, attack: attacks.Attack, kind: str, chosen: pd.DataFrame, robust: pd.Series,
+                   journal: Journal, work: Work) -> None:
+    """As a budget of `attack_kind`, of an attack without them."""
     entry = subject.records.summary["attacks"][name]
-    chosen = samples if attack.published else samples[samples["right"]]
-    robust = samples.groupby("row")["right"].all()
-    result = _run(subject, attack, kind, kind, chosen, entry, journal, robust, f"{name} {kind.upper()}")
+    result = _run(subject, attack, kind, kind, chosen, entry, journal, robust, partial(work.stage, kind.upper()))
     _add(subject.records, name, kind, None, chosen, result.assign(norm=result["norm"].where(result["success"].astype(bool), math.inf)))
-    return {None: _share(~robust.index.isin(chosen["row"]))}
 
 
 def _add(found: Records, name: str, kind: str, eps: float | None, samples: pd.DataFrame, result: pd.DataFrame) -> None:
@@ -179,34 +195,36 @@ def _share(flags: Any) -> float | None:
     return float(np.mean(flags)) if len(flags) else None
 
 
-def _run(subject: Subject, attack: attacks.Attack, kind: str, stage: str, samples: pd.DataFrame, settings: Mapping[str, Any],
-         journal: Journal, robust: pd.Series, title: str) -> pd.DataFrame:
-    """success and norm of an attack on each sample. robust: what the rows are before, for the running ERA."""
+def _run(subject: Subject, attack: attacks.Attack, kind: str, key: str, samples: pd.DataFrame, settings: Mapping[str, Any],
+         journal: Journal, robust: pd.Series, stage: Callable[..., Stage]) -> pd.DataFrame:
+    """success and norm of an attack on each sample. robust: what the rows are before, for the running ERA; stage: `Work.stage`, but for
+    how much there is to be done.
+    """
     fallen: set = set(robust.index[~robust])
     certified = settings["skip"] and subject.records.certified
     radius = partial(OneImage.side, tau=subject.tau) if certified else None
-    work, size = partial(_attack, subject, attack, kind, settings["seed"], radius), subject.batch_size
-    if "draws" in settings:
-        search = NoiseSearch(subject, settings["draws"], settings["seed"])
-        work, size = partial(search.attack, kind, attack), search.group
-    with subject.bar(-(-len(samples) // world_size()), title) as bar:
+    with stage(items=-(-len(samples) // world_size())) as told:
         def show(rows: pd.DataFrame) -> None:
             if len(rows):
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])
-            bar.update(len(rows))
-            bar.set_postfix_str(f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
-        rows = journal.run(stage, samples, work, size, show)
+            told.update(len(rows), f"ERA <= {1 - len(fallen) / max(1, len(robust)):.2%}")
+        work, size = partial(_attack, subject, attack, kind, settings["seed"], radius, told), subject.batch_size
+        if "draws" in settings:
+            search = NoiseSearch(subject, settings["draws"], settings["seed"])
+            work, size = partial(search.attack, kind, attack, told.tick), search.group
+        rows = journal.run(key, samples, work, size, show)
     return rows if len(samples) else pd.DataFrame({"success": [], "norm": []}, index=samples.index)
 
 
-def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radius: attacks.Radius | None,
+def _attack(subject: Subject, attack: attacks.Attack, kind: str, seed: int, radius: attacks.Radius | None, told: Stage,
             samples: pd.DataFrame) -> Outcome:
-    """One batch. radius: the certificate that the attack may rely on to stop early; None where it has to try anyway."""
+    """One batch. radius: the certificate that the attack may rely on to stop early; None where it has to try anyway. told: of each pass."""
     images = subject.images(samples["image"], samples["flipped"])
     targets, clean = (subject.embedded(samples[of], samples["flipped"]) for of in ("target", "image"))
     with full_precision(), torch.autocast(images.device.type, enabled=False):
         result = attack(subject.network, images, targets, OBJECTIVES[kind], subject.tau, seed=seed,
-                        sample_ids=samples.index.tolist(), clean=clean, radius=radius)
+                        sample_ids=samples.index.tolist(), clean=clean, radius=radius,
+                        on_iterate=lambda points, index, margins: told.tick(len(index)))
     norm = attacks.l2(result.adversarial.double() - images.double())
     return Outcome(pd.DataFrame({"success": result.success.tolist(), "norm": norm.tolist()}, index=samples.index),
                    result.forward_passes, result.backward_passes)

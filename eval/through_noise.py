@@ -4,6 +4,8 @@ An attack lowers the mean margin over draws of noise that stay: it follows the c
 the point where that is furthest on the other side. What the smoothed verifier decides there is found out with fresh draws, as many as
 certified the decision.
 """
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -23,6 +25,11 @@ from utils.precision import full_precision
 
 DRAWS = 32  # in each step, unless others are asked for
 _FAR = 0.999999  # a cosine that no attack is to get to
+
+
+def most_passes(settings: Smoothing, draws: int, attack: attacks.Attack) -> int:
+    """Of an image through the network, at most, for an attack on one decision: from its start, and to decide anew at the end."""
+    return (1 + (settings.threat == "joint")) * (draws * (attack.most_passes + 1) + settings.n)
 
 
 class NoiseSearch:
@@ -50,27 +57,27 @@ class NoiseSearch:
                 if not np.array_equal(table[column], values):
                     raise InputError(f"{subject.folder / name}: column {column} is not that of {subject.pair_set.path}")
 
-    def attack(self, kind: str, attack: attacks.Attack, samples: pd.DataFrame) -> Outcome:
-        """An attack on one batch of decisions of a kind, of `plan`.
+    def attack(self, kind: str, attack: attacks.Attack, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
+        """An attack on one batch of decisions of a kind, of `plan`; tick is told of each pass how many images it had.
 
         norm: how far images moved; after: the share of fresh draws that decide as it is right; success: whether that is no majority; fell:
         whether the other decision is the majority with confidence 1 - alpha.
         """
         subject, plain = self.subject, [False] * len(samples)
         images, others = (subject.images(samples[name], plain) for name in ("image", "target"))
-        enrolled = subject.embedded(samples["target"], plain)
+        enrolled, each = subject.embedded(samples["target"], plain), len(self.embed.noise) * (1 + self.joint)
         points = torch.cat([images, others], 1) if self.joint else images
         targets = torch.eye(1, 2).to(points).expand(len(points), 2) if self.joint else MeanCosine.targets(enrolled)
         with full_precision(), evaluating(subject.network), torch.autocast(points.device.type, enabled=False):
             result = attack(self.embed, points, targets, OBJECTIVES[kind], _FAR if kind == "i" else -_FAR, seed=self.seed,
-                            sample_ids=samples.index.tolist())
+                            sample_ids=samples.index.tolist(), on_iterate=lambda points, index, margins: tick(each * len(index)))
             kept = np.array([self._kept(kind, number, point, vector.double())
                              for number, point, vector in zip(samples.index, result.adversarial, enrolled)])
         n = self.settings.n
         rows = pd.DataFrame({"norm": attacks.l2(result.adversarial.double() - points.double()).tolist(), "after": kept / n,
                              "success": 2 * kept <= n, "fell": smoothing.lower_probability(n - kept, n, self.settings.alpha) > 0.5},
                             index=samples.index)
-        each = len(self.embed.noise) * (1 + self.joint)
+        tick(n * len(samples) * (1 + self.joint))
         return Outcome(rows, each * result.forward_passes + n * len(samples) * (1 + self.joint), each * result.backward_passes)
 
     @torch.no_grad()

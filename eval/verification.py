@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from tqdm import tqdm
 
 from backbones import embedding_size
 from datasets import to_float
@@ -31,6 +30,7 @@ from utils.images import image_size as size_of
 from utils.loader import begin_worker, lasting, shared
 from utils.modes import evaluating
 from utils.precision import full_precision
+from utils.progress import Work
 from utils.untrusted.pickles import load_plain
 
 __all__ = ["LFold", "PairSet", "auc", "best_accuracy", "calculate_accuracy", "calculate_roc", "calculate_val", "calculate_val_far", "eer",
@@ -242,7 +242,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
 
     Each image is decoded once; one batch of float images exists at a time. The network (images in [-0.5, 0.5] to
     embeddings) runs in eval mode and full float32 precision, and is left in the mode it was in. device and dtype
-    default to those of its parameters. progress names a bar on standard error, shown on a terminal only. With
+    default to those of its parameters. progress names a bar on a terminal, elsewhere lines (`utils.progress`), on standard error. With
     num_workers > 0 images are decoded in that many processes. With `distributed` each rank embeds its share and all
     ranks return everything. decode makes a uint8 image of an element of `images` and its name. Raises InputError, through
     `describe`, for an image that cannot be decoded or has another size than the first.
@@ -257,7 +257,7 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
                         pin_memory=device.type == "cuda", worker_init_fn=begin_worker)
     embeddings, done = torch.empty(0), 0
     with full_precision(), evaluating(network), torch.autocast(device.type, enabled=False), \
-            tqdm(total=len(order), desc=progress, unit="image", disable=None if progress else True) as bar:
+            Work(progress, len(order), shown=bool(progress) and rank() == 0).stage("", len(order), leave=True) as stage:
         for batch in lasting(loader):
             if isinstance(batch, str):
                 raise InputError(batch)
@@ -272,7 +272,8 @@ def embed_images(network: Callable[[Tensor], Tensor], images: Images, flips: Seq
                 embeddings = found.new_empty(len(order), *found.shape[1:], device=device if ranks > 1 else "cpu")
             embeddings[done:done + len(batch)] = found  # [images, flips, D]: images first, as gathering needs them
             done += len(batch)
-            bar.update(len(batch))
+            stage.tick(len(batch))
+            stage.update(len(batch))
     if ranks > 1:
         embeddings = all_gather_interleaved(embeddings)[:len(images)].cpu()
     return embeddings.transpose(0, 1)

@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on_where_it_was(world, monkeypatch, capsys):
     capsys.readouterr()
     assert command(world, *arguments) == 130
     message = capsys.readouterr().err
-    assert "goes on" in message and len(message.splitlines()) == 1
+    assert "goes on" in message and len(message.splitlines()) == 2  # after what it was to cost
     part = world / "out" / ".attack_apgd.rank0.jsonl"
     before = part.read_text()
     part.write_text(before + '{"stage": "u/0/1.')  # as if the machine had stopped in the middle of a line

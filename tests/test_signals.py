@@ -114,8 +114,8 @@ def test_attacks_and_audits_go_on_where_they_were(world, monkeypatch, capsys, nu
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "_write", stopping)
         assert command(world, what, *more) == status
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "goes on from it" in error and (status == 130 or number.name in error)
+    cost, error = capsys.readouterr().err.splitlines()
+    assert "through the network" in cost and "goes on from it" in error and (status == 130 or number.name in error)
     (journal,) = (world / "out").glob(".*.jsonl")
     assert len(journal.read_text().splitlines()) == 4
     again = []

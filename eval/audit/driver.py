@@ -4,6 +4,7 @@ one.py attacks one image at a time, pairs.py both of a pair; this file deals the
 writes the report.
 """
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject
 from utils import InputError
-from utils.distributed import barrier, rank
+from utils.distributed import barrier, rank, world_size
 from utils.faults.signals import unbroken
 from utils.files import write_json
+from utils.progress import Stage
 
 
 class Search(Protocol):
@@ -28,11 +30,15 @@ class Search(Protocol):
     strongest: list[str]  # the attacks, for the report
     measured: list[str]  # columns that `attack` returns
 
+    @property
+    def most_passes(self) -> int:
+        """Of a sample through the network, at most."""
+
     def samples(self, kind: str) -> pd.DataFrame:
         """What may be attacked: with a column `row` of the records and one `radius`, 0 where nothing is certified."""
 
-    def attack(self, kind: str, samples: pd.DataFrame) -> Outcome:
-        """One batch, with the columns `measured`."""
+    def attack(self, kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
+        """One batch, with the columns `measured`; tick is told of each pass how many images it had."""
 
     def report(self, audited: pd.DataFrame) -> dict[str, Any]:
         """What is said of all samples (with `kind` and what was measured): violations and the nearest to one."""
@@ -59,12 +65,15 @@ def audit(subject: Subject, threat: str = "one", steps: int = 100, restarts: int
     origin = provenance.fingerprint(found.summary)
     journal = Journal(subject.folder, f"audit_{threat.replace(':', '_')}", {**origin, **written})
     report: dict[str, Any] = {**origin, "bin": found.summary.get("bin"), "settings": written, "attacked": {}, "unresolved": {}}
-    audited = []
-    for kind in search.kinds:
-        samples = search.samples(kind)
-        chosen = samples[samples["radius"] > RESOLUTION]
-        with subject.bar(len(chosen), f"audit {threat} {kind.upper()}") as bar:
-            rows = journal.run(kind, chosen, partial(search.attack, kind), subject.batch_size, lambda rows: bar.update(len(rows)))
+    every = {kind: search.samples(kind) for kind in search.kinds}
+    resolved = {kind: samples[samples["radius"] > RESOLUTION] for kind, samples in every.items()}
+    work, audited = subject.work(f"audit {threat}", sum(map(len, resolved.values())), search.most_passes), []
+    for kind, samples in every.items():
+        chosen = resolved[kind]
+        with work.stage(kind.upper(), -(-len(chosen) // world_size())) as stage:
+            def show(rows: pd.DataFrame, stage: Stage = stage) -> None:
+                stage.update(len(rows))
+            rows = journal.run(kind, chosen, partial(search.attack, kind, stage.tick), subject.batch_size, show)
         audited.append(chosen.join(rows.reindex(columns=search.measured)).assign(kind=kind))
         report["attacked"][kind] = int(chosen["row"].nunique())
         unresolved = samples[(samples["radius"] > 0) & ~samples["row"].isin(chosen["row"])]

@@ -45,7 +45,12 @@ class OneImageSearch:
         """Each image of the rows, with its radius."""
         return plan(self.subject.records, kind, self.settings.limit, self.certificate)
 
-    def attack(self, kind: str, samples: pd.DataFrame) -> Outcome:
+    @property
+    def most_passes(self) -> int:
+        """Of an image, of all attacks."""
+        return sum(attack.most_passes for attack in self._suite(1.))
+
+    def attack(self, kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
         """norm: the smallest success (inf: none); points seen and whether one was computed again, with ratio, moved and broken of that."""
         subject = self.subject
         numbers = (samples["image"], samples["flipped"]), (samples["target"], samples["flipped"])
@@ -55,9 +60,13 @@ class OneImageSearch:
         radius = torch.tensor(samples["radius"].to_numpy(), device=images.device)
         with full_precision(), torch.autocast(images.device.type, enabled=False):
             watch = _Watch(subject.network, images, subject.embedded(*numbers[0]), radius, OBJECTIVES[kind])
-            for attack in self._suite(samples):
+
+            def see(points: Tensor, index: Tensor, margins: Tensor) -> None:
+                watch(points, index, margins)
+                tick(len(index))
+            for attack in self._suite(torch.tensor(SHARE * samples["radius"].to_numpy())):
                 result = attack(watch.embed, images, targets, OBJECTIVES[kind], subject.tau, seed=self.settings.seed,
-                                sample_ids=samples.index.tolist(), on_iterate=watch)
+                                sample_ids=samples.index.tolist(), on_iterate=see)
                 norm = torch.where(result.success, torch.minimum(norm, result.norm), norm)
                 passes = [passes[0] + result.forward_passes, passes[1] + result.backward_passes]
             rows = pd.DataFrame({"norm": norm.tolist(), "points": watch.points.tolist(), "rechecked": False, "ratio": math.nan,
@@ -71,8 +80,8 @@ class OneImageSearch:
         rows.loc[samples.index[(watch.excess > 0).cpu().numpy()], "rechecked"] = True
         return Outcome(rows, *passes)
 
-    def _suite(self, samples: pd.DataFrame) -> list[attacks.Attack]:
-        budget, steps, restarts = torch.tensor(SHARE * samples["radius"].to_numpy()), self.settings.steps, self.settings.restarts
+    def _suite(self, budget: attacks.Budget) -> list[attacks.Attack]:
+        steps, restarts = self.settings.steps, self.settings.restarts
         return [attacks.preset("apgd", budget, steps=steps, restarts=restarts), attacks.preset("ddn", steps=steps, restarts=restarts),
                 attacks.preset("cw", steps=steps)]
 

@@ -40,7 +40,12 @@ class PairSearch:
         table = table_of(self.subject.records, kind)[:self.settings.limit]
         return table.assign(row=table.index, radius=table[self.certificate.column].where(is_right(table), 0.))
 
-    def attack(self, kind: str, samples: pd.DataFrame) -> Outcome:
+    @property
+    def most_passes(self) -> int:
+        """Of the two images of a pair."""
+        return 2 * self.settings.restarts * (self.settings.steps + 1)
+
+    def attack(self, kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
         """points, margin (the smallest one, positive for the certified decision), and what float64 says of that point."""
         tau, settings = self.subject.tau, self.settings
         sides = [self.subject.images(samples[side], samples["flipped"]) for side in ("left", "right")]
@@ -53,6 +58,7 @@ class PairSearch:
                 points = _step(images, _noise(images, settings.seed, samples.index, restart), images, each, each)
                 for step in range(settings.steps + 1):
                     margins, gradients = _look(self.subject.network, points, tau, OBJECTIVES[kind])
+                    tick(2 * len(points))
                     lower = margins < lowest
                     worst[lower], lowest[lower] = points[lower], margins[lower]
                     if step < settings.steps:
@@ -60,7 +66,7 @@ class PairSearch:
             # what looks like a violation, within the rounding of float32, and the nearest to one
             chosen = ((lowest <= 1e-6) | (lowest == lowest.min())).nonzero().flatten()
             exact = _recheck(self.double, images[chosen], worst[chosen], kind, tau, self.certificate)
-        seen = settings.restarts * (settings.steps + 1)
+        seen = self.most_passes // 2
         rows = pd.DataFrame({"points": seen, "margin": lowest.tolist(), "rechecked": False, "broken": False,
                              "moved_left": math.nan, "moved_right": math.nan}, index=samples.index)
         place = samples.index[chosen.tolist()]

@@ -4,6 +4,7 @@ A decision fell where the other one is the majority of fresh draws with confiden
 happens with a chance of at most alpha, and a radius is wrong with a chance of at most alpha: at most 2 alpha of all decisions that were
 sampled, certified or not, are expected to fall.
 """
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,11 @@ from eval.audit.settings import RESOLUTION, SHARE
 from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
-from eval.through_noise import DRAWS, NoiseSearch
-from utils.distributed import barrier, rank
+from eval.through_noise import DRAWS, NoiseSearch, most_passes
+from utils.distributed import barrier, rank, world_size
 from utils.faults.signals import unbroken
 from utils.files import write_json
+from utils.progress import Stage
 
 LEVEL = 1e-3  # more falls than alpha allows are called so where their number, or a larger one, has a smaller chance
 _MEASURED = ["norm", "after", "fell"]
@@ -40,15 +42,19 @@ def audit(subject: Subject, steps: int = 20, restarts: int = 2, draws: int = DRA
     report: dict[str, Any] = {**origin, "bin": found.summary["bin"], "settings": written, "smoothing": found.summary["smoothing"],
                               "sampled": {}, "attacked": {}, "unresolved": {}, "fallen": {}, "share": {}}
 
-    def attacked(kind: str, samples: pd.DataFrame) -> Outcome:
+    def attacked(kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
         budget = torch.tensor(SHARE * samples["radius"].to_numpy())
-        return search.attack(kind, attacks.preset("pgd", budget, steps=steps, restarts=restarts), samples)
-    audited = []
-    for kind in "di" if search.joint else "udi":
-        samples = plan(found, kind, limit)
-        chosen = samples[samples["radius"] > RESOLUTION]
-        with subject.bar(len(chosen), f"audit {kind.upper()}") as bar:
-            rows = journal.run(kind, chosen, partial(attacked, kind), search.group, lambda rows: bar.update(len(rows)))
+        return search.attack(kind, attacks.preset("pgd", budget, steps=steps, restarts=restarts), tick, samples)
+    every = {kind: plan(found, kind, limit) for kind in ("di" if search.joint else "udi")}
+    resolved = {kind: samples[samples["radius"] > RESOLUTION] for kind, samples in every.items()}
+    each = most_passes(settings, draws, attacks.preset("pgd", 1., steps=steps, restarts=restarts))
+    work, audited = subject.work("audit", sum(map(len, resolved.values())), each), []
+    for kind, samples in every.items():
+        chosen = resolved[kind]
+        with work.stage(kind.upper(), -(-len(chosen) // world_size())) as stage:
+            def show(rows: pd.DataFrame, stage: Stage = stage) -> None:
+                stage.update(len(rows))
+            rows = journal.run(kind, chosen, partial(attacked, kind, stage.tick), search.group, show)
         rows = chosen.assign(kind=kind).join(rows.reindex(columns=_MEASURED))
         audited.append(rows)
         report["sampled"][kind], report["attacked"][kind], report["fallen"][kind] = len(samples), len(rows), int(rows["fell"].sum())

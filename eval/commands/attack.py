@@ -2,6 +2,7 @@
 import argparse
 from typing import Any
 
+from eval.commands import closing
 from eval.commands.arguments import (
     are_smoothed,
     evaluation_arguments,
@@ -32,9 +33,14 @@ def run(args: argparse.Namespace) -> None:
     """Attack the pairs of each .bin file."""
     import attacks
     from eval import robustness
+    from eval.show import sentence
+    from eval.store import results
     attacks.ATTACKS.find(args.attack)  # before anything is loaded
     budgets = {name: getattr(args, name, getattr(Evaluation, name)) for name in ("eps_u", "eps")}
     for subject in smoothed_subjects(args) if are_smoothed(args) else subjects(args):
         found = robustness.attack_records(subject, args.attack, **budgets, skip=args.skip, limit=args.limit, seed=args.seed,
                                           draws=args.draws, **search_settings(args))
         print_once(robustness.describe(found, args.attack))
+        closing.found(subject.folder, sentence.in_words(found.summary, [args.attack]), (results.ATTACKS, results.SUMMARY))
+    if not are_smoothed(args):
+        closing.report(args)

@@ -3,6 +3,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from eval.commands import closing
 from eval.commands.arguments import (
     are_smoothed,
     evaluation_arguments,
@@ -33,13 +34,22 @@ def declare(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Audit the pairs of each .bin file; returns the exit status."""
     violations = 0
-    for describe, report in (_smoothed if are_smoothed(args) else _certified)(args):
+    for subject, describe, report in (_smoothed if are_smoothed(args) else _certified)(args):
+        from eval.show import sentence
+        from eval.store import results
         print_once(describe(report))
+        closing.found(subject.folder, sentence.in_words(subject.records.summary, audits=[report]), [results.audit_file(_threat(args))])
         violations += report["n_violations"]
+    if not are_smoothed(args):
+        closing.report(args)
     return int(violations > 0)
 
 
-_Reports = Iterator[tuple[Callable[[dict[str, Any]], str], dict[str, Any]]]
+_Reports = Iterator[tuple[Any, Callable[[dict[str, Any]], str], dict[str, Any]]]
+
+
+def _threat(args: argparse.Namespace) -> str:
+    return "one" if are_smoothed(args) else args.threat or "one"
 
 
 def _certified(args: argparse.Namespace) -> _Reports:
@@ -52,7 +62,7 @@ def _certified(args: argparse.Namespace) -> _Reports:
     threat = args.threat or "one"
     certificate(threat)
     for subject in subjects(args):
-        yield driver.describe, driver.audit(subject, threat, limit=args.limit, seed=args.seed, **search_settings(args))
+        yield subject, driver.describe, driver.audit(subject, threat, limit=args.limit, seed=args.seed, **search_settings(args))
 
 
 def _smoothed(args: argparse.Namespace) -> _Reports:
@@ -61,4 +71,4 @@ def _smoothed(args: argparse.Namespace) -> _Reports:
         if args.threat not in (None, subject.records.summary["smoothing"]["threat"]):
             raise InputError(f"--threat {args.threat}: {subject.folder} is not of it, leave it out")
         settings = search_settings(args) | ({"draws": args.draws} if args.draws else {})
-        yield smoothed.describe, smoothed.audit(subject, limit=args.limit, seed=args.seed, **settings)
+        yield subject, smoothed.describe, smoothed.audit(subject, limit=args.limit, seed=args.seed, **settings)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.commands import closing
 from eval.commands.arguments import budget, device_named, evaluation_arguments, given, order, result_folders, size_of
 from eval.evaluation import Evaluation
 from utils import InputError
@@ -52,7 +53,7 @@ def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Eval
     from backbones.chain import followed
     from eval import budgets, records, robustness
     from eval.audit import sound
-    from eval.show import tables
+    from eval.show import sentence, tables
     from eval.store import results
     from eval.store.subject import open_pairs
     model, proven = model_of(args, device)
@@ -82,6 +83,10 @@ def _certify(args: argparse.Namespace, folders: Sequence[Path], evaluation: Eval
         print(f"\nIn floating point (--sound), L = {proven.lipschitz:.9g}, E = "
               f"{max(result.summary['sound_error'] for result in found):.3g}: these radii hold as they are computed:")
         print(tables.render(tables.table1(result.summary for result in found)))
+    for folder, result in zip(folders, found):
+        closing.found(folder, sentence.in_words(result.summary), (results.PAIRS, results.IMAGES, results.SUMMARY))
+    closing.go_on(["audit", *closing.same_subject(args), "--limit", "10", "--steps", "20"], "tries to break it, quickly; more without "
+                                                                                           "--limit and --steps")
 
 
 def model_of(args: argparse.Namespace, device: Any, **arguments: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from eval.show import svg
 from utils import InputError
 from utils.files import atomic_write
 
@@ -86,6 +87,7 @@ def save_figure(figure: Figure, path: PathLike, colours: int | None = None) -> N
 
 def _vectors(figure: Figure, kind: str) -> bytes:
     file = io.BytesIO()
+    svg.thin_out(figure)
     with matplotlib.rc_context(_VECTOR):
         figure.savefig(file, format=kind, dpi=DPI, metadata=_UNDATED[kind])
     return file.getvalue()

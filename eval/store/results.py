@@ -104,6 +104,17 @@ def places_in(folder: str | os.PathLike[str]) -> dict[Path, Path]:
     return {file: file.parent for file in files}
 
 
+def read_audits(folder: str | os.PathLike[str], found: Records) -> dict[str, dict[str, Any]]:
+    """The reports of audits in a results folder, by the names of their files. Raises InputError where one is none, or of another result
+    than these records.
+    """
+    reports = {}
+    for path in found_in(folder, "audit*.json"):
+        reports[path.name] = schema.read_audit(path)
+        provenance.refuse_others(path, reports[path.name], provenance.fingerprint(found.summary))
+    return reports
+
+
 def refuse_another_subject(folder: str | os.PathLike[str], asked: Mapping[str, Any]) -> None:
     """Raise InputError where a folder has results of another network or .bin than is asked for, whatever their settings."""
     place = Path(folder) / SUMMARY

@@ -16,7 +16,7 @@ from utils.files import read_file, read_json, write_json
 
 MAX_TABLE = 2**25  # bytes; the records of 6,000 pairs have one million, and reading takes up to 30 times as many
 MAX_HEADER = 2**14
-MAX_SUMMARY = 2**20
+MAX_SUMMARY, MAX_AUDIT = 2**20, 2**24  # a report lists all violations
 MAX_NUMBER = 1e15  # of norms and radii; from 2**53 on a histogram has no bins
 
 IDENTIFICATION = "identification"  # the task of summaries of identify, which are not of pairs
@@ -146,6 +146,19 @@ def _is_identification(summary: Any) -> bool:
     return isinstance(summary, dict) and summary.get("task") == IDENTIFICATION
 
 
+def read_audit(path: Path) -> dict[str, Any]:
+    """The report of an audit. Raises InputError, naming the file and the key, for what is none."""
+    report = read_json(path, MAX_AUDIT)
+    if not isinstance(report, dict):
+        raise InputError(f"{path}: not the report of an audit")
+    for place, fits in ((report, _AUDIT), (report.get("settings"), _AUDIT_SETTINGS)):
+        for key, fit in fits.items():
+            if not isinstance(place, dict) or key not in place or not fit(place[key]):
+                value = place.get(key) if isinstance(place, dict) else place
+                raise InputError(f"{path}: not the report of an audit: {key} is {str(value)[:60]}")
+    return report
+
+
 def _as_lists(value: Any) -> Any:
     """Figures by budget as lists of {"eps", "value"}: JSON has no numbers for keys."""
     if isinstance(value, Mapping) and value and all(key is None or isinstance(key, float) for key in value):
@@ -211,7 +224,7 @@ def _is_seed(value: Any) -> bool:
 def _are_norms(value: Any) -> bool:
     """[{p, dimension, cra_u, cra_d, cra_i}]: certified accuracies in l_p norms."""
     return isinstance(value, list) and all(isinstance(norm, dict) and _is_order(norm.get("p")) and all(
-        _is_by_budget(item) for key, item in norm.items() if str(key).startswith("cra_")) for norm in value)
+        _is_by_budget(norm.get(f"cra_{kind}")) for kind in "udi") for norm in value)
 
 
 def _is_order(value: Any) -> bool:
@@ -225,8 +238,10 @@ def _is_figures(value: Any) -> bool:
 
 
 def _is_threshold(value: Any) -> bool:
-    """{target, tau, far, tar, reason}: what is certified where the threshold is chosen under attack."""
-    return isinstance(value, dict) and all(_is_text(item) if key == "reason" else _is_number(item) for key, item in value.items())
+    """{target, tau, far, tar}: what is certified where the threshold is chosen under attack; tau None: `reason` says why there is none."""
+    return isinstance(value, dict) and _is_number(value.get("target")) and value["target"] is not None and (
+        _is_text(value.get("reason")) if value.get("tau") is None else
+        all(_is_number(value.get(key)) and value[key] is not None for key in ("tau", "far", "tar")))
 
 
 def _is_smoothing(value: Any) -> bool:
@@ -250,6 +265,7 @@ _ATTACK: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("forward_passes", "backward_passes", "seed"), _is_count)}
 _SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compile(pattern), fits) for pattern, fits in (
     (r"bin|protocol|flip|certificate", _is_text), (r"smoothing", _is_smoothing),
+    (r"image_size", lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))),
     (r"backbone|code_version|\w+_sha256", lambda value: value is None or _is_text(value)),
     (r"tau", lambda value: _is_number(value) and value is not None and -1 <= value <= 1),
     (r"cra_[udi](_sound)?", lambda value: _is_by_budget(value) and bool(value)), (r"(era|cra_attacked)_[udi]", _each(_is_by_budget)),
@@ -258,3 +274,9 @@ _SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compi
     (r"name", lambda value: value is None or _is_text(value)), (r"lipschitz_assumed", lambda value: type(value) is bool),
     (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_(std|at_tau)|best_\w+|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+",
      _is_number)))
+_AUDIT: dict[str, Callable[[Any], bool]] = {
+    "settings": lambda value: isinstance(value, dict), "attacked": _each(_is_count), "unresolved": _each(_is_count),
+    **dict.fromkeys(("points", "rechecked", "n_violations"), _is_count)}
+_AUDIT_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "threat": _is_text, "steps": _is_count, "restarts": _is_count, "limit": lambda value: value is None or _is_count(value),
+    "seed": _is_count, "attacks": lambda value: isinstance(value, list) and all(map(_is_text, value))}

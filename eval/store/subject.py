@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import backbones
 from datasets import to_float
@@ -20,8 +19,9 @@ from eval.records import Records, is_right, table_of
 from eval.store import provenance, results
 from eval.verification import PairSet
 from utils import InputError
-from utils.distributed import barrier, rank
+from utils.distributed import barrier, rank, world_size
 from utils.files import sha256
+from utils.progress import Work
 
 OBJECTIVES = {"u": "untargeted", "d": "dodging", "i": "impersonation"}
 _SIDES = ((("left", "right"), ("right", "left")), (("image", "image"),))  # attacked, compared with: of pairs, of images
@@ -89,10 +89,13 @@ class Subject:
         flips = torch.as_tensor(np.asarray(flipped, dtype=np.int64))
         return self.embeddings[flips, torch.as_tensor(np.array(numbers))].to(self.device)
 
-    def bar(self, total: int, title: str) -> tqdm:
-        """A progress bar over images, on the first process and on a terminal only."""
-        return tqdm(total=total, desc=f"{self.progress} {title}", unit="image", leave=False,
-                    disable=None if self.progress and rank() == 0 else True)
+    def work(self, title: str, samples: int, each: int, of_attacks: bool = True) -> Work:
+        """How far work on so many samples is, of at most `each` passes of an image; the first process says so, and first, of attacks, what
+        they cost.
+        """
+        first = f"at most {samples:,} attacks, of at most {each:,} passes of an image through the network each" \
+            if samples and of_attacks else ""
+        return Work(f"{self.progress} {title}", -(-samples // world_size()) * each, first, bool(self.progress) and rank() == 0, each)
 
     def with_records(self, found: Records) -> "Subject":
         """The same with other records."""
