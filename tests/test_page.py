@@ -30,7 +30,7 @@ class Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.ids, self.loaded, self.scripts, self.tables, self.words, self.tags = [], [], [], [], {}, [], []
-        self.rows = self.caption = None
+        self.rows, self.caption, self.open_at = None, None, []
         self.feed(text)
 
     def handle_starttag(self, tag, given):
@@ -64,6 +64,7 @@ class Reader(HTMLParser):
             self.scripts.append(data)
             return
         self.words.append(data)
+        self.open_at.append(self.open[-1] if self.open else "")
         if self.rows is not None and self.open[-1:] in (["td"], ["th"]):
             self.rows[-1][-1] += data
         if "caption" in self.open:
@@ -115,6 +116,9 @@ def test_a_page_says_what_was_found_and_what_was_run(attacked):
     assert "PGD left" in words and "of the first 5 true pairs accepted at 0.06" in words and "and broke none" in words
     captions = {caption.split("  ")[0] for caption in found.tables}
     assert all(any(caption.startswith(start) for caption in captions) for start in ("Certified", "Further certificates", "Under PGD", "Under DDN", "Without an attack", "Telling pairs", "Settings", "Attacks", "Audits"))
+    head, row = next(rows for caption, rows in found.tables.items() if caption.startswith("Under PGD"))
+    assert dict(zip(head, row))["Limit"] == "5"
+    assert [text for tag, text in zip(found.open_at, found.words) if tag == "h1"] == ["out"]
     settings = dict(next(rows[1:] for caption, rows in found.tables.items() if caption.startswith("Settings")))
     assert settings["weights, SHA-256"] == summary["weights_sha256"] and settings["code, SHA-256"] == summary["code_sha256"]
     assert settings["pairs, SHA-256"] == summary["bin_sha256"] and settings["threshold tau"] == "0.3, given"

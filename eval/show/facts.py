@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 from eval.show import plots, sentence, tables
 from eval.show.cells import PERCENT, Column, Table
+from eval.show.figures import LABELS
 
 _ATTACK_SETTINGS = ("steps", "restarts")  # of an attack, where its class has them
+_SAID = [LABELS[key] for key in ("bin", "protocol", "flip", "far_target")]
 
 
 class Cell(NamedTuple):
@@ -32,9 +34,9 @@ def of_table(caption: str, note: str, table: Table) -> Shown:
 
 
 def varying(table: Table) -> Table:
-    """A table without labels that are the same in all rows, which "what was run" says as well; the first label stays."""
-    labels = [place for place, column in enumerate(table.columns) if column.is_label]
-    return table.without(*(table.columns[place].title for place in labels[1:] if len({row[place] for row in table.rows}) < 2))
+    """A table without labels that are the same in all rows and that "what was run" says as well; the first label stays."""
+    said = [(place, column.title) for place, column in enumerate(table.columns) if column.title in _SAID and place]
+    return table.without(*(title for place, title in said if len({row[place] for row in table.rows}) < 2))
 
 
 def certificates(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Shown:

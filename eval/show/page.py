@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,10 +77,16 @@ def read(given: Iterable[str | os.PathLike[str]], names: Sequence[str] = ()) -> 
         raise InputError(f"{alone[0]}: a summary alone, expected a results folder")
     if names and len(names) != len(summaries):
         raise InputError(f"--names: {len(names)} given, expected one for each of the {len(summaries)} results")
-    called = [printable(name) for name in names] or names_of([*summaries.items()], alone=True)
+    called = [printable(name) for name in names] or (
+        names_of([*summaries.items()], alone=True) if len(summaries) > 1 else [_name_of(*found) for found in summaries.items()])
     records = [results.read_records(folder, certified=False) for folder in summaries]
     return [Result(folder, name, found, results.read_audits(folder, found))
             for folder, name, found in zip(summaries, called, records)], remarks
+
+
+def _name_of(folder: Path, summary: Mapping[str, Any]) -> str:
+    """What a result is called that stands alone."""
+    return summary.get("name") or printable(folder.resolve().name)
 
 
 def write(path: str | os.PathLike[str], shown: Sequence[Result], remarks: Sequence[str] = ()) -> None:
