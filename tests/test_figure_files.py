@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from small_world import command, world  # noqa: F401
 from test_plots import ALL, CW, CW_TRIES, PGD, small
 
@@ -124,3 +125,14 @@ def test_many_marks_are_pixels_in_a_figure_of_lines(tmp_path):
     values = np.linspace(0.1, 1, 20_000)
     plots._scatter({"x": (values, 2 * values)}, "y", tmp_path / "many.svg", "")
     assert (tmp_path / "many.svg").stat().st_size < 300_000 and b"<image" in (tmp_path / "many.svg").read_bytes()
+
+
+def test_a_legend_has_no_more_columns_than_there_is_room_for():
+    for length, expected in ((5, 3), (60, 1)):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        for number in range(3):
+            axes.plot([0, 1], label=f"{number} " + length * "n")
+        drawing.legend_below(figure, [axes], 3)
+        (legend,) = figure.legends
+        assert legend._ncols == expected and legend.get_window_extent().width <= figure.bbox.width

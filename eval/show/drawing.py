@@ -64,10 +64,13 @@ def finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = Tr
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes], columns: int = 4) -> None:
-    """One legend for all panels, below them: inside it would hide curves."""
+    """One legend for all panels, below them: inside it would hide curves. In as many `columns` as the width has room for."""
     entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
-    if entries:
-        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, fontsize="small")
+    for count in range(columns if entries else 0, 0, -1):
+        legend = figure.legend(entries.values(), entries, loc="outside lower center", ncols=count, fontsize="small")
+        if legend.get_window_extent().width <= figure.bbox.width or count == 1:
+            return
+        legend.remove()
 
 
 def save_figure(figure: Figure, path: PathLike, colours: int | None = None) -> None:
