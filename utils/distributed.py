@@ -197,8 +197,10 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
                                 timeout=datetime.timedelta(seconds=timeout))
         try:
             yield chosen
-        finally:
-            leave_group()
+        except BaseException:
+            dist.destroy_process_group()  # at once: torchrun is about to stop this process as well, which has something to say
+            raise
+        leave_group()
     except RuntimeError as error:
         raise_for_lost_process(error, timeout)
         raise

@@ -239,9 +239,9 @@ def _is_figures(value: Any) -> bool:
 
 def _is_threshold(value: Any) -> bool:
     """{target, tau, far, tar}: what is certified where the threshold is chosen under attack; tau None: `reason` says why there is none."""
-    return isinstance(value, dict) and _is_number(value.get("target")) and value["target"] is not None and (
+    return isinstance(value, dict) and _is_number(value.get("target")) and value.get("target") is not None and (
         _is_text(value.get("reason")) if value.get("tau") is None else
-        all(_is_number(value.get(key)) and value[key] is not None for key in ("tau", "far", "tar")))
+        all(_is_number(value.get(key)) and value.get(key) is not None for key in ("tau", "far", "tar")))
 
 
 def _is_smoothing(value: Any) -> bool:
