@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from backbones import DividedOutput, lipschitz_bound
+from backbones import DividedOutput, FlipAveraged, averaged, lipschitz_bound
 from backbones.bounds import at_most_one
 from backbones.chain import followed
 from eval import certification, verification
@@ -62,16 +62,20 @@ def certify(network: Callable[[Tensor], Tensor], pair_set: PairSet, evaluation: 
             **embedding: Any) -> Records:
     """Embed the unique images of a pair set once, choose tau (unless given) and certify each pair and each image.
 
-    Under protocol "paper" the mirrored copies are further pairs and images. The network must be 1-Lipschitz in l2: that its layers prove it
-    is checked here. For one whose layers say nothing, `lipschitz` is the caller's own bound, by which its embeddings are divided; the
-    summary says that it is assumed. `embedding` goes to `verification.embed_images`. Raises InputError where an image cannot be used, no
-    threshold can be chosen, or nothing proves the network's constant.
+    Under protocol "paper" the mirrored copies are further pairs and images. Where the evaluation has `flip` "average", embeddings are means
+    with those of mirror images, unless the network has that in it (`backbones.averaged`). The network must be 1-Lipschitz in l2: that its
+    layers prove it is checked here. For one whose layers say nothing, `lipschitz` is the caller's own bound, by which its embeddings are
+    divided; the summary says that it is assumed. `embedding` goes to `verification.embed_images`. Raises InputError where an image cannot
+    be used, no threshold can be chosen, or nothing proves the network's constant.
     """
+    mirrored = isinstance(network, nn.Module) and any(isinstance(module, FlipAveraged) for module in network.modules())
+    network = network if mirrored else averaged(cast(nn.Module, network), evaluation.flip)
     network = proven_or_divided(network, pair_set.image_size, lipschitz)
     embeddings = verification.embed_images(network, pair_set.images, evaluation.views, describe=pair_set.describe,
                                            decode=decode_image, **embedding)
     found = evaluate(pair_set, embeddings, evaluation)
-    found.summary.update({"lipschitz": 1.0 if lipschitz is None else float(lipschitz), "lipschitz_assumed": lipschitz is not None})
+    found.summary.update({"lipschitz": 1.0 if lipschitz is None else float(lipschitz), "lipschitz_assumed": lipschitz is not None,
+                          "flip": "average" if mirrored else evaluation.flip})
     return found
 
 

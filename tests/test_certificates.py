@@ -9,7 +9,7 @@ import torch
 from small_world import command, faces, summary_of, world  # noqa: F401
 from torch import nn
 
-from backbones import load_network
+from backbones import averaged, load_network
 from eval import records
 from eval.certificates import CERTIFICATES, Case, certificate
 from eval.evaluation import Evaluation
@@ -185,6 +185,16 @@ def test_a_foreign_network_needs_the_callers_constant(world):  # noqa: F811
     for wrong in (0, -1, math.inf, math.nan, "1"):
         with pytest.raises(InputError, match="lipschitz is"):
             records.certify(foreign, pair_set, Evaluation(tau=0.3), lipschitz=wrong)
+
+
+def test_an_evaluation_with_flips_averages_and_a_network_that_does_is_said_to(world):  # noqa: F811
+    network, pair_set = load_network("tiny", world / "tiny.pt"), read_bin(world / "faces.bin")
+    plain = records.certify(network, pair_set, Evaluation(tau=0.3))
+    asked = records.certify(network, pair_set, Evaluation(tau=0.3, flip="average"))
+    inside = records.certify(averaged(network, "average"), pair_set, Evaluation(tau=0.3))
+    assert [found.summary["flip"] for found in (plain, asked, inside)] == ["none", "average", "average"]
+    pd.testing.assert_frame_equal(asked.pairs, inside.pairs)
+    assert not np.allclose(asked.pairs.cosine, plain.pairs.cosine, atol=1e-3)
 
 
 def test_identification_of_a_foreign_network_needs_it_too():
