@@ -27,7 +27,7 @@ from eval.records import certified_accuracies, proven_or_divided
 from eval.store.results import SUMMARY
 from eval.store.schema import IDENTIFICATION, write_summary
 from utils import InputError
-from utils.files import atomic_write, read_json
+from utils.files import read_json, write_csv
 
 PROBES = "probes.csv"
 _SUBJECT = ("backbone", "weights_sha256", "flip", "lipschitz", "faces_fingerprint")
@@ -256,6 +256,5 @@ def refuse_other_results(folder: Path, origin: Mapping[str, Any]) -> None:
 
 def write_results(folder: "str | os.PathLike[str]", probes: pd.DataFrame, summary: Mapping[str, Any]) -> None:
     """Write probes.csv and then summary.json to `folder`, each whole or not at all."""
-    with atomic_write(Path(folder) / PROBES) as file:
-        probes.to_csv(file, index=False, lineterminator="\n")
+    write_csv(Path(folder) / PROBES, probes)
     write_summary(Path(folder) / SUMMARY, summary)

@@ -192,6 +192,12 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def write_csv(path: str | os.PathLike[str], table: Any) -> None:
+    """Write a pandas table without its index, whole or not at all. Floats are written by repr: reading gives the same numbers back."""
+    with atomic_write(path) as file:
+        table.to_csv(file, index=False, lineterminator="\n")
+
+
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data as indented JSON, whole or not at all. Raises ValueError for NaN and infinities, which JSON has not."""
     with atomic_write(path) as file:

@@ -45,7 +45,7 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
     from eval.show.drawing import literal
     from eval.show.spectrum import plot_spectra
     from eval.store.subject import open_pairs
-    from utils.files import atomic_write, write_json
+    from utils.files import write_csv, write_json
     pair_set, origin = open_pairs(model, args.bin, "strict") if args.bin else (None, model.origin)
     with naming(args.weights):
         steps = spectrum.steps_of(model.network, pair_set.image_size if pair_set else image_size(args.backbone), model.certified)
@@ -60,8 +60,7 @@ def _measure(args: argparse.Namespace, folder: Path, model: Any, device: Any) ->
         summary |= {"n_images": len(images), **spectrum.mean_deviation(deviations)}
     layers = spectrum.rows(steps, values, active, len(images))
     table = spectrum.table(layers)
-    with atomic_write(folder / "spectrum.csv") as file:
-        table.to_csv(file, index=False, lineterminator="\n")
+    write_csv(folder / "spectrum.csv", table)
     (folder / "spectrum.png").unlink(missing_ok=True)  # that of another network, if this one has none
     if values:
         plot_spectra(values, folder / "spectrum.png", f"{literal(args.backbone)}: singular values of the layers")

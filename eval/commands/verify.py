@@ -212,6 +212,7 @@ def _two(args: argparse.Namespace, judge: _Judge) -> int:
 
 def _pairs(args: argparse.Namespace, judge: _Judge) -> int:
     from eval import answer, photo_lists
+    from utils.files import write_csv
     listed = photo_lists.read_list(args.pairs)
     left, right = listed["left_path"], listed["right_path"]
     _refuse_occupied("--out", args.out, [*left, *right])
@@ -226,13 +227,14 @@ def _pairs(args: argparse.Namespace, judge: _Judge) -> int:
     table = listed.drop(columns=["left_path", "right_path"]).join(answer.table_of(found).set_index(good.index))
     if args.skip_unusable:
         table["unusable"] = photo_lists.reasons(unusable, left, right)
-    _write_table(args.out, table.assign(tau=judge.evaluation.tau))
+    write_csv(args.out, table.assign(tau=judge.evaluation.tau))
     print(answer.describe_many(table, judge.origin), *_written(args.out), sep="\n")
     return 0
 
 
 def _search(args: argparse.Namespace, judge: _Judge) -> int:
     from eval import answer, gallery, photo_lists
+    from utils.files import write_csv
     enrolled, probes = (photo_lists.photos_in(folder) for folder in (args.gallery, args.probes))
     _refuse_occupied("--out", args.out, [path for path, _ in [*enrolled, *probes]])
     crops, _ = photo_lists.crops_of([path for path, _ in enrolled], judge.align, False, "gallery")
@@ -243,15 +245,9 @@ def _search(args: argparse.Namespace, judge: _Judge) -> int:
     table = found.set_index("probe").reindex([path for path, _ in probes]).reset_index()
     if args.skip_unusable:
         table["unusable"] = photo_lists.reasons(unusable, table["probe"])
-    _write_table(args.out, table.assign(tau=judge.evaluation.tau))
+    write_csv(args.out, table.assign(tau=judge.evaluation.tau))
     print(gallery.describe(table, [person for _, person in enrolled], judge.origin), answer.SCOPE, *_written(args.out), sep="\n")
     return 0
-
-
-def _write_table(path: str, table: Any) -> None:
-    from utils.files import atomic_write
-    with atomic_write(path) as file:
-        table.to_csv(file, index=False, lineterminator="\n")
 
 
 def _written(*paths: str | None) -> list[str]:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eval.budgets import GREY
 from eval.certificates import CERTIFICATES, certificate
 from eval.show.tables import attack_label
-
-GREY = 255  # grey levels between the smallest and the largest pixel value
 
 
 def in_words(summary: Mapping[str, Any], attacks: Iterable[str] = (), audits: Iterable[Mapping[str, Any]] = ()) -> list[str]:

@@ -14,7 +14,7 @@ from eval.summary import Summary
 from eval.verification import PairSet
 from utils import InputError
 from utils.faults.signals import unbroken
-from utils.files import atomic_write, found_in
+from utils.files import found_in, write_csv
 
 PAIRS, IMAGES, ATTACKS, SUMMARY, AUDIT = "pairs.csv", "images.csv", "attacks.csv", "summary.json", "audit.json"
 SOUND = ("radius_sound", "radius_u_sound")  # columns of the pairs and of the images that eval/audit/sound.py adds
@@ -38,8 +38,7 @@ def write_records(folder: str | os.PathLike[str], records: Records) -> None:
     with unbroken():
         for name, table in ((PAIRS, records.pairs), (IMAGES, records.images), (ATTACKS, records.attacks)):
             if name != ATTACKS or len(table) or (Path(folder) / name).exists():
-                with atomic_write(Path(folder) / name) as file:
-                    table.to_csv(file, index=False, lineterminator="\n")  # floats by repr: reading gives the same numbers back
+                write_csv(Path(folder) / name, table)
         schema.write_summary(Path(folder) / SUMMARY, records.summary)
 
 
