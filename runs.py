@@ -17,6 +17,9 @@ import train
 from config import config as training_config
 from eval import robustness
 from eval.audit import driver
+from eval.evaluation import Evaluation
+from eval.smoothed import open_smoothed, smooth
+from eval.smoothing import Smoothing
 from eval.store import provenance, results
 from eval.store.subject import Model, open_subject
 from utils import InputError
@@ -97,8 +100,25 @@ def evaluated(model: Model, path: Path, bin_sha256: str, place: Path, given: Map
         driver.audit(subject, **audit, seed=seed)
 
 
-def complete(place: Path, asked: Mapping[str, Any], attacks: Limits, audit: Limits) -> bool:
-    """Whether a results folder has all that is wanted. Raises InputError where its results are of something else."""
+def smoothed(model: Model, path: Path, bin_sha256: str, place: Path, given: Mapping[str, Any], settings: Smoothing, attacks: Limits, *,
+             draws: int, device: Any, remarks: Mapping[str, Any], title: str) -> None:
+    """As `evaluated`, of the decisions that randomised smoothing makes, with attacks through noise of so many draws in each step."""
+    asked = {**model.origin, "bin_sha256": bin_sha256, "protocol": "strict", "far_target": given["far"]}
+    if complete(place, asked, attacks, {}, draws=draws) and Smoothing.of(*results.read_summaries(place).values()) == settings:
+        return
+    print(title, flush=True)
+    place.mkdir(parents=True, exist_ok=True)
+    batch_size = 512 if device.type == "cuda" else 64  # a GPU makes the noisy images itself
+    subject = open_smoothed(model, path, place, given, device=device, batch_size=batch_size, progress=title)
+    subject = subject.with_records(smooth(subject, settings, Evaluation(**given), remarks))
+    for attack, limit in attacks.items():
+        subject = subject.with_records(robustness.attack_records(subject, attack, limit=limit, seed=settings.seed, draws=draws))
+
+
+def complete(place: Path, asked: Mapping[str, Any], attacks: Limits, audit: Limits, **of_attacks: int) -> bool:
+    """Whether a results folder has all that is wanted, attacks with these settings. Raises InputError where its results are of something
+    else.
+    """
     if not (place / results.SUMMARY).exists():
         return False
     (summary,) = results.read_summaries(place).values()
@@ -106,7 +126,7 @@ def complete(place: Path, asked: Mapping[str, Any], attacks: Limits, audit: Limi
     attacked, audit_file = summary.get("attacks", {}), place / results.AUDIT
     found: Any = read_json(audit_file) if audit_file.exists() else {}
     audited = found.get("settings", {})
-    return (all(name in attacked and attacked[name].get("limit") == limit for name, limit in attacks.items())
+    return (all({"limit": limit, **of_attacks}.items() <= attacked.get(name, {}).items() for name, limit in attacks.items())
             and all(key in audited and audited[key] == value for key, value in audit.items()))
 
 

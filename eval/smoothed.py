@@ -56,11 +56,11 @@ def open_smoothed(model: Model, path: Any, folder: Path, given: Mapping[str, Any
     return Subject(model.network, pair_set, embeddings, found, folder, torch.device(device), batch_size, progress)
 
 
-def smooth(subject: Subject, settings: Smoothing, evaluation: Evaluation) -> Records:
+def smooth(subject: Subject, settings: Smoothing, evaluation: Evaluation, remarks: Mapping[str, Any] = {}) -> Records:
     """Smooth and certify the decisions about the pairs of `open_smoothed`, and write them to its folder.
 
     What its records were sampled for with the same settings is not sampled again: only figures are computed anew, at the budgets of
-    the evaluation. Raises InputError where no threshold has the FAR that is asked for.
+    the evaluation. remarks: what else the summary is to say. Raises InputError where no threshold has the FAR that is asked for.
     """
     found = subject.records
     asked = {**{key: found.summary.get(key) for key in _ORIGIN}, "tau": evaluation.tau, "far_target": evaluation.far_target}
@@ -68,7 +68,7 @@ def smooth(subject: Subject, settings: Smoothing, evaluation: Evaluation) -> Rec
     if not (found.smoothed and Smoothing.of(found.summary) == settings and _same_threshold(found.summary, asked)):
         _refuse_to_lose(subject)
         found = _sampled(subject, settings, evaluation, journal, asked)
-    found.figures.update(_figures(found, evaluation))
+    found.figures.update({**_figures(found, evaluation), **remarks})
     if rank() == 0:
         with unbroken():
             results.write_records(subject.folder, found)

@@ -87,7 +87,7 @@ class NoiseSearch:
             left, right = images.chunk(2, 1) if self.joint else (images, None)
             embeddings = self.subject.network(left).double()
             return cosine(embeddings, enrolled if right is None else self.subject.network(right).double())
-        draws = Draws((self.seed, FRESH, "udi".index(kind), int(number)), 0, self.settings.n)
+        draws = Draws((self.seed, FRESH + "udi".index(kind), int(number)), 0, self.settings.n)
         found = noisy_embeddings(cosines, point, self.settings.sigma, draws, self.subject.batch_size)
         accepted = sum(int((batch > self.subject.tau).sum()) for batch in found)
         return self.settings.n - accepted if kind == "i" else accepted

@@ -100,7 +100,7 @@ def test_an_audit_of_other_settings_is_done_again(faces):
 
 
 @pytest.mark.parametrize("setting, word", [("data=nowhere", "nowhere"), ("runs=['xi2']", "xi2"),
-                                           ("fars=[2]", "fars"), ("limit=-1", "limit")])
+                                           ("fars=[2]", "fars"), ("limit=-1", "limit"), ("draws=0", "draws")])
 def test_settings_that_cannot_be_used(faces, capsys, setting, word):
     assert run(setting) == 2
     error = capsys.readouterr().err
@@ -137,3 +137,33 @@ def test_controls_stand_beside_the_networks(faces, monkeypatch, capsys):
     assert [row["Model"] for row in rows_of(report, "## some: strict protocol, FAR 0.5")[:2]] == ["SLL, xi = 1", "LDA"]
     assert (faces / "logs/ablation/lda/some/strict_far0.5.json").exists() and not (faces / "logs/training_lda.log").exists()
     assert {"linear", "lda", "net"} < set(ablation.RUNS) and ablation.RUNS["linear"].settings["backbone"] == "linear_map"
+
+
+def test_smoothing_stands_beside_what_is_proven(faces, monkeypatch, capsys):
+    """Two seeds of a network, of which one row is made, and a 1-Lipschitz one, proven and smoothed."""
+    for name, run_ in {"ours": ablation.Run("ours", {"xi": 3.0}, sigmas=(0.25, 0.5)),
+                       "noisy": ablation.Run("noisy", {**ablation.NET, "noise_sigma": 0.25}, constrained=False, sigmas=(0.25,)),
+                       "again": ablation.Run("noisy", {**ablation.NET, "noise_sigma": 0.25}, seed=1, constrained=False, sigmas=(0.25,))}.items():
+        monkeypatch.setitem(ablation.RUNS, name, run_)
+    asked = ("runs=['ours', 'noisy', 'again']", "n0=5", "n=30", "smooth_limit=3", "draws=2", "paper_protocol=False", "fars=[0.5]", "limit=2")
+    assert run(*asked) == 0
+    rows = rows_of((faces / "out/tables.md").read_text(), "## some: beside randomised smoothing")
+    said = "smoothing, sigma {}, 99.9 % confidence"
+    assert [(row["Model"], row["Radii"], row["passes a decision"]) for row in rows] == [
+        ("ours", "plain", "1"), ("noisy", "plain", "1"), ("ours", said.format(0.25), "35"), ("ours", said.format(0.5), "35"),
+        ("noisy", said.format(0.25), "35")]
+    summaries = [json.loads((faces / f"out/{name}/some/smoothed_sigma0.25_far0.5/summary.json").read_text()) for name in ("noisy", "again")]
+    tars = [100 * summary["tar"] for summary in summaries]
+    assert rows[-1]["TAR [%]"] == (f"{tars[0]:.2f}" if tars[0] == tars[1] else f"{sum(tars) / 2:.2f} [{min(tars):.2f}, {max(tars):.2f}]")
+    assert rows[1]["CRA_D 0.25 [%]"] == "-" and rows[1]["PGD ERA_D 0.25 [%]"] != "-" != rows[-1]["PGD ERA_D 0.25 [%]"]
+    assert [(summary["seed"], summary["smoothing"]["limit"], summary["attacks"]["pgd"]["draws"]) for summary in summaries] == [
+        (0, 3, 2), (1, 3, 2)]
+    assert not [*faces.glob("out/*/some/paper*")] and (faces / "out/figures/some/smoothing.png").exists()
+
+    records = {path: path.stat().st_mtime_ns for path in faces.glob("out/*/some/*/summary.json")}
+    assert run(*asked) == 0 and records == {path: path.stat().st_mtime_ns for path in records}
+    assert run(*asked, "draws=3") == 0
+    assert {path.parent.name for path in records if path.stat().st_mtime_ns != records[path]} == {"smoothed_sigma0.25_far0.5",
+                                                                                                "smoothed_sigma0.5_far0.5"}
+    assert run(*asked, "n=3") == 2
+    assert "n is 3" in capsys.readouterr().err

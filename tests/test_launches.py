@@ -16,7 +16,7 @@ from backbones import BACKBONES, ScaledInput, get_backbone, image_size, input_sc
 from backbones.proof import fold
 from backbones.wrappers import FlipAveraged
 from datasets import to_float
-from eval import certification
+from eval import certification, noise
 from headers import HEADERS, get_header
 from muon import orthogonalised
 
@@ -100,6 +100,13 @@ def test_the_loss_waits_for_nothing(header, contrast):
 def test_orthogonalised_updates_wait_for_nothing():
     with FakeTensorMode(), NoWaiting():
         assert orthogonalised(torch.empty(3, 8, 20, device="cuda")).device.type == "cuda"
+
+
+def test_noise_is_made_on_the_device():
+    with FakeTensorMode(), NoWaiting():
+        image = torch.empty(3, 112, 112, device="cuda")
+        batches = [*noise.noisy(image, 0.25, noise.Draws((0, noise.LEFT, 5), 0, 100), 64)]
+    assert [batch.shape[0] for batch in batches] == [64, 36] and all(batch.device.type == "cuda" for batch in batches)
 
 
 def test_waiting_is_found():

@@ -21,7 +21,7 @@ import eval.__main__ as command_line
 from backbones import get_backbone, load_network, register
 from eval import noise, smoothing
 from eval.audit import smoothed as audit
-from eval.noise import Draws, MeanCosine, gaussian, noisy
+from eval.noise import LEFT, RIGHT, Draws, MeanCosine, gaussian, noisy, on_device
 from eval.smoothing import lower_mean, lower_probability, smoothed_radius, stake
 from utils import InputError
 
@@ -105,14 +105,27 @@ def test_means_are_covered_and_closer_than_by_hoeffding():
 
 def test_draws_are_functions_of_their_key_and_number():
     image = torch.rand(SIZE) - 0.5
-    whole = torch.cat([*noisy(image, 0.5, Draws((3, 0, 7), 2, 13), 64)])
+    whole = torch.cat([*noisy(image, 0.5, Draws((3, LEFT, 7), 2, 13), 64)])
     for size in (1, 4, 11):
-        assert torch.equal(torch.cat([*noisy(image, 0.5, Draws((3, 0, 7), 2, 13), size)]), whole)
-    assert torch.equal(whole[4], image + 0.5 * torch.from_numpy(gaussian((3, 0, 7), 6, SIZE)))
-    other = [gaussian(key, 6, SIZE) for key in ((3, 0, 7), (4, 0, 7), (3, 1, 7), (3, 0, 8))]
+        assert torch.equal(torch.cat([*noisy(image, 0.5, Draws((3, LEFT, 7), 2, 13), size)]), whole)
+    assert torch.equal(whole[4], image + 0.5 * torch.from_numpy(gaussian((3, LEFT, 7), 6, SIZE)))
+    other = [gaussian(key, 6, SIZE) for key in ((3, LEFT, 7), (4, LEFT, 7), (3, RIGHT, 7), (3, LEFT, 8))]
     assert all(not np.array_equal(other[0], found) for found in other[1:])
-    drawn = np.stack([gaussian((0, 0, 0), k, SIZE) for k in range(200)])
+    drawn = np.stack([gaussian((0, LEFT, 0), k, SIZE) for k in range(200)])
     assert abs(drawn.mean()) < 0.01 and abs(drawn.std() - 1) < 0.01 and drawn.dtype == np.float32
+
+
+def test_so_are_those_of_a_gpu():
+    def draw(*key, first=2, last=13, size=64):
+        return torch.cat([*on_device(torch.rand(SIZE), Draws(key, first, last), size)])
+    whole = draw(3, LEFT, 7)
+    assert whole.shape == (11, *SIZE) and all(torch.equal(draw(3, LEFT, 7, size=size), whole) for size in (1, 4, 11))
+    assert torch.equal(draw(3, LEFT, 7, first=6, last=8), whole[4:6])
+    others = [whole[:1], *(draw(*key, last=3) for key in ((4, LEFT, 7), (3, RIGHT, 7), (3, LEFT, 8))), draw(3, LEFT, 7, first=3, last=4)]
+    together = torch.corrcoef(torch.cat(others).flatten(1))
+    assert (together - torch.eye(5)).abs().max() < 0.15, "of 768 numbers each: four deviations"
+    drawn = draw(0, LEFT, 0, first=0, last=200)
+    assert abs(drawn.mean()) < 0.01 and abs(drawn.std() - 1) < 0.01 and drawn.dtype == torch.float32
 
 
 @pytest.fixture
@@ -164,7 +177,7 @@ def test_records_are_those_of_the_definitions(world):
     clean = nn.functional.normalize(network(pixels).double())
 
     def cosines(image, other):
-        noisy = torch.stack([pixels[image] + 0.3 * torch.from_numpy(gaussian((5, 0, image), k, SIZE)) for k in range(80)])
+        noisy = torch.stack([pixels[image] + 0.3 * torch.from_numpy(gaussian((5, LEFT, image), k, SIZE)) for k in range(80)])
         return (nn.functional.normalize(network(noisy).double()) @ clean[other]).numpy()
 
     def decision(image, other, same):

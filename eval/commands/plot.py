@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
         print(*plots.write_plots(result, args.out or folder, prefix, args.format), sep="\n")
     if args.out and len(folders) > 1:
         called = dict(zip(names.names_of(list(summaries.items()), alone=True), found.values()))
-        print(*plots.write_comparison(called, args.out, args.format), *smoothing.write_comparison(called, args.out, args.format), sep="\n")
+        print(*plots.write_comparison(called, args.out, args.format),
+              *smoothing.write_comparison([*called.items()], args.out, args.format), sep="\n")
     if all(subject):
         path = Path(args.out or folders[0]) / f"{prefixes[0]}adversarial_examples.{args.format}"
         _draw_examples(args, found[folders[0]], path)

@@ -38,7 +38,9 @@ def _share(title: str, better: int = 1, digits: int = PERCENT, **more: Any) -> _
     return _Family(title, "%", better, digits=digits, **more)
 
 
+PASSES = "passes"
 _FAMILIES = {
+    PASSES: _Family("passes a decision", better=-1, digits=0),
     "tar": _share("TAR"), "far": _share("reached FAR", 0, DECIMALS), "tau": _Family("tau"), "feature_norm": _Family("norm"),
     "accuracy": _share("10-fold accuracy"), "accuracy_std": _share("10-fold deviation", 0),
     "accuracy_at_tau": _share("accuracy at tau"), "best_accuracy": _share("best accuracy"), "best_threshold": _Family("best threshold"),
@@ -139,6 +141,8 @@ def _title(family: _Family, one: Asked) -> str:
 
 def _value(summary: Summary, one: Asked, family: _Family, sound: bool) -> tuple[bool, Any]:
     """Whether a summary has a figure, and the figure, or figures by budget."""
+    if one.key == PASSES:
+        return True, passes(summary)
     if not one.of:
         key = f"{one.key}_sound" if sound and f"{one.key}_sound" in summary else one.key
         return key in summary, summary.get(key)
@@ -152,6 +156,14 @@ def _value(summary: Summary, one: Asked, family: _Family, sound: bool) -> tuple[
     else:
         found = summary.get("certificates", {}).get(one.of, {})
     return one.key in found, found.get(one.key)
+
+
+def passes(summary: Summary) -> int:
+    """Of images through the network, for one decision about an image that is presented to a person whose embedding is kept; of a decision
+    of which both images are smoothed, for these two.
+    """
+    found = summary.get("smoothing")
+    return 1 if found is None else (found["n0"] + found["n"]) * (1 + (found["threat"] == "joint"))
 
 
 def _order(of: str) -> float:

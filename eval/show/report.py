@@ -3,7 +3,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.show import curves, plots, published, tables
+from eval.records import Records
+from eval.show import curves, plots, published, smoothing, tables
 from eval.show.tables import PERCENT, Column, Table
 from eval.store import results
 from utils.files import atomic_write, read_json
@@ -11,6 +12,7 @@ from utils.utils_logging import TrainingLog, read_cpu_seconds, read_training_log
 
 TABLES, FIGURES = "tables.md", "figures"
 _RUN = (Column("Model", digits=None), Column("Run", digits=None))
+_BESIDE_SMOOTHING = ("name", "radii", "passes", "tar", "far", "cra_d", "cra_i", "cra_u", "era_d", "era_i", "era_u")
 
 
 def folder_of(protocol: str, far: float) -> str:
@@ -18,10 +20,17 @@ def folder_of(protocol: str, far: float) -> str:
     return f"{protocol}_far{far:g}"
 
 
-def write(output: Path, models: Mapping[str, str], bins: Sequence[str], evaluations: Sequence[tuple[str, float]]) -> None:
+def smoothed_folder(sigma: float, far: float) -> str:
+    """The name of the results folder of randomised smoothing."""
+    return folder_of(f"smoothed_sigma{sigma:g}", far)
+
+
+def write(output: Path, models: Mapping[str, str], bins: Sequence[str], evaluations: Sequence[tuple[str, float]],
+          sigmas: Mapping[str, Sequence[float]]) -> None:
     """Write tables.md and figures/ of the runs `models` (folder in `output` to name of the row; of equal names, means are taken).
 
-    evaluations: (protocol, FAR) of the results on each .bin file; audits are of the first one, and figures show it.
+    evaluations: (protocol, FAR) of the results on each .bin file; audits are of the first one, and figures show it. sigmas: of the noise
+    that the runs are smoothed with, at the FAR of the first one.
     """
     parts = ["# Ablation", "Means over seeds, with their range in brackets where there are several. The published rows are the paper's, on "
              "all of LFW at FAR 1e-3, of a network of 24 million parameters trained on MS1MV3.", "## Training",
@@ -30,6 +39,7 @@ def write(output: Path, models: Mapping[str, str], bins: Sequence[str], evaluati
         for protocol, far in evaluations:
             parts += evaluated(output, models, name, protocol, far)
         first = folder_of(*evaluations[0])
+        parts += beside_smoothing(output, models, name, evaluations[0][1], sigmas)
         audits = audited(output, models, name, first)
         if audits.rows:
             parts += [f"## {name}: soundness audit", tables.render(audits, "markdown")]
@@ -82,6 +92,27 @@ def evaluated(output: Path, models: Mapping[str, str], name: str, protocol: str,
         parts += [f"### Under {tables.attack_label(attack)}", _markdown(tables.table2([*attacked, *theirs], [attack]))]
     least = min((value for value in map(above_certificates, summaries) if value is not None), default=None)
     return parts if least is None else [*parts, f"On the rows that were attacked, ERA - CRA is at least {100 * least:.2f} points."]
+
+
+def beside_smoothing(output: Path, models: Mapping[str, str], name: str, far: float, sigmas: Mapping[str, Sequence[float]]) -> list[str]:
+    """A table of what is proven and what randomised smoothing says with confidence, a row for each model and noise, and the figure of both;
+    nothing where nothing is smoothed.
+    """
+    smoothed = {(run, sigma): smoothed_folder(sigma, far) for run in models for sigma in sigmas.get(run, ())}
+    if not smoothed:
+        return []
+    places = {**{(run, 0.): folder_of("strict", far) for run in models}, **smoothed}
+    found = {(run, sigma): results.read_records(output / run / name / place, certified=False, smoothed=True)
+             for (run, sigma), place in places.items()}
+    first: dict[tuple[str, float], Records] = {}
+    for (run, sigma), one in found.items():
+        first.setdefault((models[run], sigma), one)
+    smoothing.write_comparison([(model, one) for (model, _), one in first.items()], output / FIGURES / name)
+    table = tables.chosen([one.summary for one in found.values()], _BESIDE_SMOOTHING)
+    limit = found[next(iter(smoothed))].summary["smoothing"]["limit"]
+    of = f" Smoothed: the first {limit} true and false pairs." if limit else ""
+    return [f"## {name}: beside randomised smoothing", f"Strict protocol, FAR {far:g}.{of} Passes: of an image, for one decision.",
+            tables.render(tables.over_seeds(table), "markdown")]
 
 
 def above_certificates(summary: Mapping[str, Any]) -> float | None:

@@ -140,7 +140,8 @@ def refuse_mixed(summaries: Iterable[Summary], attacks: Sequence[str] = (), with
         marks = {f"the .bin file called {summary['bin']}": summary.get("bin_sha256"), "the code": summary.get("code_sha256")}
         for attack in attacks:
             settings = {key: value for key, value in entry(summary, attack).items() if key not in ignored}
-            marks[f"{attack} under the {summary['protocol']} protocol"] = settings or None
+            through = " through noise" if "draws" in settings else ""
+            marks[f"{attack}{through} under the {summary['protocol']} protocol"] = settings or None
         for what, mark in marks.items():
             if mark is not None and seen.setdefault(what, mark) != mark:
                 raise InputError(f"{what} is not the same in all results: {_difference(seen[what], mark)}")
