@@ -5,7 +5,7 @@
 # make bench   speed and memory next to plain implementations; BENCH="--weights W --bin B" adds the attack, see --help
 # make lint    the rules that the code keeps (ruff) and its types (mypy)
 # make docs    the site, to out/site
-# make check-gpu   ten minutes on a machine with GPUs: checks, and a table of what a step takes
+# make check-gpu   a few minutes on a machine with GPUs: checks, and a table of what a step takes
 # make clean   remove what the demo made
 PYTHON ?= python3
 VENV ?= .venv

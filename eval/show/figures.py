@@ -185,10 +185,12 @@ def _label(summary: Summary, key: str, sound: bool) -> Any:
     return summary.get(key, USUAL.get(key))
 
 
-def radii(summary: Summary, sound: bool = True) -> str:
+def radii(summary: Summary, sound: bool = True) -> str | None:
     """What is divided or proven beyond the formula: plain, tight (by the proven constant), assumed (by one that is somebody's word), sound
-    (in floating point); smoothing, with its noise and confidence.
+    (in floating point); smoothing, with its noise and confidence. None where there are no radii.
     """
+    if all(summary.get(f"med_{kind}") is None for kind in "udi"):
+        return None
     if "certificate" in summary:
         return summary["certificate"]
     if sound and "cra_d_sound" in summary:
