@@ -6,7 +6,6 @@ nobody knows whether it is right.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,10 +20,10 @@ from datasets import to_float
 from eval import records, robustness, verification
 from eval.alignment import Crop
 from eval.audit import sound
-from eval.budgets import GREY
 from eval.certification import lower_median
 from eval.evaluation import Evaluation
 from eval.records import Records
+from eval.sizes import rounded_down, rounded_up, size_in_words
 from eval.verification import PairSet
 from utils import printable
 from utils.files import sha256
@@ -129,23 +128,6 @@ def _by_bisection(run: Callable[[float], tuple[Tensor, Tensor]], start: float) -
     return best
 
 
-def rounded_down(value: "float | Decimal", places: int = 2) -> str:
-    """The number with two places, or so many more that two digits are not 0, and never above its value."""
-    return _rounded(value, ROUND_DOWN, places)
-
-
-def rounded_up(value: "float | Decimal", places: int = 2) -> str:
-    """The same, and never below its value."""
-    return _rounded(value, ROUND_UP, places)
-
-
-def _rounded(value: "float | Decimal", way: str, places: int) -> str:
-    exact = Decimal(value)
-    if exact:
-        places = max(places, 1 - exact.adjusted())
-    return f"{exact.quantize(Decimal(1).scaleb(-places), rounding=way):f}"
-
-
 def compared(cosine: float, tau: float) -> tuple[str, str]:
     """Both with three places, or so many more that they still compare as they do."""
     for places in range(3, 18):
@@ -153,17 +135,6 @@ def compared(cosine: float, tau: float) -> tuple[str, str]:
         if (float(said[0]) > float(said[1])) == (cosine > tau):
             return said
     return repr(cosine), repr(tau)
-
-
-def size_in_words(size: str, numbers: int) -> str:
-    """What else has this l2 size in an image of so many values (pixels times channels), rounded down."""
-    one = Decimal(size)
-    levels = one * GREY
-    every = f"all {numbers} values by {rounded_down(levels / Decimal(numbers).sqrt())} levels"
-    if one >= 1:
-        count = int(one * one)
-        return f"changing {'one value of one pixel' if count == 1 else f'{count} values of its pixels'} from 0 to {GREY}, or {every}"
-    return f"changing one value of one pixel by {rounded_down(levels, 1)} of {GREY} levels, or {every}"
 
 
 def document(answers: Answers, crops: Sequence[Crop], origin: Mapping[str, Any], success: "Success | None") -> dict[str, Any]:

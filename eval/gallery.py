@@ -13,10 +13,11 @@ from torch import Tensor
 
 from eval import verification
 from eval.alignment import Crop
-from eval.answer import pair_set_of, rounded_down
+from eval.answer import pair_set_of
 from eval.certification import lower_median
 from eval.identification import Search
 from eval.records import proven_or_divided
+from eval.sizes import rounded_down
 
 
 def search(network: Callable[[Tensor], Tensor], gallery: Sequence[Crop], people: Sequence[str], probes: Sequence[Crop], tau: float,

@@ -13,6 +13,7 @@ docs/certificates.md, section 7, has the proofs; eval/noise.py draws the samples
 import dataclasses
 import math
 from collections.abc import Mapping
+from decimal import ROUND_DOWN, Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,18 @@ class Smoothing:
     def label(self) -> str:
         """What tables call the certificate."""
         both = " of both images" if self.threat == "joint" else ""
-        return f"smoothing{both}, sigma {self.sigma:g}, {100 * (1 - self.alpha):.10g} % confidence"
+        return f"smoothing{both}, sigma {self.sigma:g}, {confidence(self.alpha)} confidence"
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> "Smoothing":
         """The settings that a result was made with, from its summary."""
         return cls(**{field.name: summary["smoothing"][field.name] for field in dataclasses.fields(cls)})
+
+
+def confidence(alpha: float) -> str:
+    """1 - alpha as text, in percent, and never more."""
+    exact = Context(rounding=ROUND_DOWN).subtract(Decimal(100), 100 * Decimal(repr(alpha)))
+    return f"{exact.normalize():f} %"
 
 
 def lower_probability(votes: Any, draws: int, alpha: float) -> np.ndarray:

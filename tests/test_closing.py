@@ -43,6 +43,30 @@ def test_each_command_leads_to_the_next_one(world, capsys, monkeypatch):
     assert written == f"written to {out}: attacks.csv, summary.json" and follow(then) == 0
 
 
+def test_smoothed_results_lead_on_as_well(world, capsys):
+    """smooth asks for an audit, attacks, figures and the page, and attack and audit for the page."""
+    assert command(world, "smooth", "--sigma", "0.3", "--n0", "20", "--n", "40", "--flip", "average", backbone="loose", out="my out") == 0
+    said, written, *then = last_lines(capsys, 6)
+    pairs, summary = pd.read_csv(world / "my out/pairs.csv"), summary_of(world / "my out")
+    radius = pairs.radius[pairs.same]
+    assert said == (f"{np.floor(1000 * (radius > 0.25).mean()) / 10:g} % of true pairs stay accepted under any attack on one image up to 0.25, with a confidence of 99.9 % for each "
+                    f"(randomised smoothing, noise of sigma 0.3); {np.floor(1000 * (radius > 0).mean()) / 10:g} % are accepted without an attack, at a threshold that "
+                    f"{100 * (pairs.radius[~pairs.same] == 0).mean():.3g} % of false pairs pass. {100 * summary['smoothing']['abstained']:.3g} % of all decisions abstain, which counts as wrong.")
+    assert written == f"written to {world / 'my out'}: pairs.csv, images.csv, summary.json"
+    assert [line.split()[4] for line in then] == ["audit", "attack", "plot", "report"]
+    for line in then[:2]:
+        assert follow(line.replace("--limit 10", "--limit 2 --steps 1 --draws 2")) == 0
+        again, after, written, page = last_lines(capsys, 4)
+        assert again == said and ("no more than their confidence allows" in after or "PGD through the noise (2 draws a step) left" in after) and "eval report" in page
+    assert follow(then[2]) == 0 and (world / "my out/roc.png").is_file()
+    assert follow(then[3]) == 0 and (world / "my out/report.html").is_file()
+
+
+def test_what_cannot_be_attacked_is_not_asked_for(world, capsys):
+    assert command(world, "smooth", "--sigma", "0.3", "--n0", "20", "--n", "40", "--threat", "joint", backbone="loose") == 0
+    assert [line.split()[4] for line in last_lines(capsys, 3)] == ["audit", "plot", "report"]
+
+
 def test_several_files_have_a_sentence_each_and_one_next_command(world, capsys):
     (world / "more.bin").write_bytes((world / "faces.bin").read_bytes())
     assert command(world, "certify", "--bin", str(world / "more.bin")) == 0
@@ -66,6 +90,8 @@ SUMMARY = {"protocol": "strict", "tar": 0.625, "far": 0.01, "cra_d": {0.25: 0.6,
     ({"protocol": "paper"}, "60 % of true pairs stay accepted under any attack on one image up to 0.25, by the paper's formula; 62.5 % are"),
     ({"lipschitz_assumed": True}, "up to 0.25, if the Lipschitz constant that was given for the network is right; 62.5 %"),
     ({"cra_d_sound": {0.25: 0.5555}, "sound_lipschitz": 0.9}, "55.5 % of true pairs stay accepted under any attack on one image up to 0.25, which is proven, rounding included;"),
+    ({"smoothing": {"alpha": 1e-12, "sigma": 0.5, "threat": "joint", "abstained": 0.0123}},
+     "under any attack on both images together up to 0.25, with a confidence of 99.9999999999 % for each (randomised smoothing, noise of sigma 0.5); 62.5 %"),
     ({"tar": None, "cra_d": {0.25: None}}, "90 % of false pairs stay rejected under any attack on one image up to 0.25, which is proven; 99 % are rejected without an attack."),
     ({"far": None}, "62.5 % are accepted without an attack."),
     ({"cra_d": {0.25: None}}, "62.5 % of true pairs are accepted without an attack, at a threshold that 1 % of false pairs pass; nothing is proven of this network under one."),
@@ -86,10 +112,7 @@ def test_what_was_attacked():
     report = {"attacked": {"d": 1000, "i": 234}, "settings": {"threat": "both", "steps": 7}, "n_violations": 2}
     assert sentence.audited(report) == ("An audit attacked 1,234 certified pairs just below the radius (both images move, each by eps; 7 steps an attack) and broke 2: "
                                         "these certificates do not hold.")
-
-
-def test_sizes_in_words():
-    """As the README has them: 64 grey levels of one value, or a third of a level of all."""
-    said = sentence.size_in_words(0.25, 3 * 112 * 112)
-    assert "by 64 of 255 grey levels" in said and "all 37,632 values by 0.33 of" in said
-    assert "by 765 of" in sentence.size_in_words(3, 768)
+    smoothed = {"attacked": {"u": 3, "d": 1000, "i": 234}, "settings": {"threat": "one", "steps": 7}, "n_violations": 0, "n_fallen": 1}
+    how = "An audit attacked 1,237 certified decisions through the noise just below the radius (one image moves; 7 steps an attack); 1 fell, "
+    assert sentence.audited(smoothed) == f"{how}no more than their confidence allows."
+    assert sentence.audited({**smoothed, "n_violations": 1}) == f"{how}more than their confidence allows."

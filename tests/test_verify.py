@@ -21,6 +21,7 @@ from attacks import Attack
 from backbones import load_network
 from eval import answer
 from eval.alignment import FIELD, Face
+from eval.sizes import rounded_down, rounded_up, size_in_words
 from utils.images import encode_image
 
 TAU = 0.3
@@ -88,12 +89,12 @@ def test_the_words_are_those_of_the_numbers(photos, capsys):
     shown = capsys.readouterr().out
     assert found["in_words"] in shown and answer.SCOPE in shown and f"Threshold: {TAU:g}, given by --tau." in shown
     assert ("ACCEPTED" if found["accepted"] else "REJECTED") in found["in_words"]
-    assert f"below l2 {answer.rounded_down(found['radius'])} turns" in found["in_words"]
+    assert f"below l2 {rounded_down(found['radius'])} turns" in found["in_words"]
 
 
 @given(st.floats(1e-12, 1e6))
 def test_rounding_keeps_what_is_said_true(value):
-    down, up = float(answer.rounded_down(value)), float(answer.rounded_up(value))
+    down, up = float(rounded_down(value)), float(rounded_up(value))
     assert down <= value <= up
     assert up - down <= max(0.1 * value, 0) + 1e-300 if value < 0.1 else up - down < 0.0101
 
@@ -106,8 +107,8 @@ def test_numbers_that_are_shown_compare_as_they_do(cosine, tau):
 
 @given(st.floats(0.001, 30))
 def test_sizes_in_words_are_no_larger(radius):
-    size, numbers = answer.rounded_down(radius), 3 * 112 * 112
-    words = answer.size_in_words(size, numbers)
+    size, numbers = rounded_down(radius), 3 * 112 * 112
+    words = size_in_words(size, numbers)
     every = float(words.rpartition("by ")[2].split()[0])
     assert every / 255 * math.sqrt(numbers) <= radius and every / 255 * math.sqrt(numbers) > 0.9 * radius - 0.01
     if "from 0 to 255" in words:
@@ -132,7 +133,7 @@ def test_an_attack_finds_what_the_certificate_allows(photos, capsys, attack):
     assert found["radius"] <= found["attack"]["norm"] < 10 * found["radius"]
     best = answered(photos, capsys, *names, "--attack", "--steps", "20", tau=plain["cosine"] - 0.05)[1]["attack"]["norm"]
     assert found["attack"]["norm"] < 1.25 * best
-    assert f"of l2 {answer.rounded_up(found['attack']['norm'], 3)} turns it" in found["attack"]["in_words"]
+    assert f"of l2 {rounded_up(found['attack']['norm'], 3)} turns it" in found["attack"]["in_words"]
 
 
 def test_what_an_attack_returns_turns_the_decision(photos):
@@ -337,7 +338,7 @@ def test_sound_answers(photos, capsys):
     _, found = answered(photos, capsys, *names, "--sound", "--attack", "--steps", "20", tau=0.1)
     assert found["radius_sound"] <= found["attack"]["norm"] < 3 * found["radius_sound"]
     assert found["radius_sound"] == pytest.approx(plain["radius"], rel=0.2) and "in floating point" in found["in_words"]
-    assert f"below l2 {answer.rounded_down(found['radius_sound'])} turns" in found["in_words"]
+    assert f"below l2 {rounded_down(found['radius_sound'])} turns" in found["in_words"]
 
 
 def test_the_shipped_model_answers_as_a_newcomer_asks(tmp_path):

@@ -42,5 +42,4 @@ def run(args: argparse.Namespace) -> None:
                                           draws=args.draws, **search_settings(args))
         print_once(robustness.describe(found, args.attack))
         closing.found(subject.folder, sentence.in_words(found.summary, [args.attack]), (results.ATTACKS, results.SUMMARY))
-    if not are_smoothed(args):
-        closing.report(args)
+    closing.report(args)

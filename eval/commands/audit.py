@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print_once(describe(report))
         closing.found(subject.folder, sentence.in_words(subject.records.summary, audits=[report]), [results.audit_file(_threat(args))])
         violations += report["n_violations"]
-    if not are_smoothed(args):
-        closing.report(args)
+    closing.report(args)
     return int(violations > 0)
 
 

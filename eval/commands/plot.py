@@ -11,10 +11,11 @@ def declare(commands: Any) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("plot", help="plots of results folders",
                                  description="All plots that the records of each result support; with --out also one "
-                                             "of all results' certified accuracies and one of their feature norms. "
+                                             "of all results' certified accuracies, one of their feature norms and, where "
+                                             "some are of smooth, one of what is proven and what holds with confidence. "
                                              "With --bin, --backbone and --weights, those of a single result, also "
                                              "adversarial examples.")
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote")
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify, smooth or attack wrote")
     parser.add_argument("--out", metavar="DIR", help="where the plots go (default: each into its results folder)")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png",
                         help="png has 300 dpi; pdf and svg are for papers (default png)")
@@ -39,6 +40,9 @@ def run(args: argparse.Namespace) -> None:
     if any(subject) and not (all(subject) and len(folders) == 1):
         raise InputError(f"adversarial examples need --bin, --backbone and --weights of one result, found {len(folders)} "
                          f"results and {sum(map(bool, subject))} of these options")
+    if all(subject) and "smoothing" in summaries[folders[0]]:
+        raise InputError(f"{folders[0]}: results of randomised smoothing; adversarial examples are drawn of networks without noise, leave "
+                         "--bin, --backbone and --weights out")
     if all(subject):  # first, as this is where something can be wrong
         flip = summaries[folders[0]].get("flip", "none")
         asked = {**provenance.origin(args.backbone, args.weights), "flip": flip, "bin_sha256": sha256(args.bin)}

@@ -12,7 +12,8 @@ def declare(commands: Any) -> None:
                                  description="One HTML file that needs nothing else, neither a network nor scripts: what was found, in "
                                              "plain words, tables, figures, adversarial examples that `plot` drew, what was run, a "
                                              "glossary. Several results stand side by side.")
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="folder that certify or attack wrote, or a folder of such folders")
+    parser.add_argument("results", nargs="+", metavar="RESULTS",
+                        help="folder that certify, smooth or attack wrote, or a folder of such folders")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, FILE.html")
     parser.add_argument("--names", nargs="+", default=[], metavar="NAME",
                         help="of the results, one for each (default: from their summaries or folders)")

@@ -3,6 +3,7 @@ import argparse
 import time
 from typing import Any
 
+from eval.commands import closing
 from eval.commands.arguments import budget, count, evaluation_arguments, given, inside, limit_argument, print_once, seed_argument, subjects
 from eval.evaluation import Evaluation
 from utils import InputError
@@ -35,9 +36,10 @@ def declare(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Certify the pairs of each .bin file."""
-    from eval.show import tables
+    from eval.show import sentence, tables
     from eval.smoothed import describe, smooth
     from eval.smoothing import Smoothing
+    from eval.store import results
     settings = Smoothing(**{name: getattr(args, name) for name in _SETTINGS})
     if args.tight:
         raise InputError("--tight: it changes no cosine, and so no smoothed decision, leave it out")
@@ -49,3 +51,11 @@ def run(args: argparse.Namespace) -> None:
         if found is not before:
             passes, seconds = found.summary["smoothing"]["forward_passes"], time.perf_counter() - start
             print_once(f"{passes} images passed, {passes / seconds:.0f} a second of this run")
+        closing.found(subject.folder, sentence.in_words(found.summary), (results.PAIRS, results.IMAGES, results.SUMMARY))
+    closing.go_on(["audit", *closing.same_subject(args), "--limit", "10", "--restarts", "1"], "tries to break it, quickly; more without "
+                                                                                              "--limit and --restarts")
+    if args.threat == "one":
+        closing.go_on(["attack", *closing.same_subject(args), "--attack", "pgd", "--limit", "10"], "accuracy under attack; more without "
+                                                                                                   "--limit")
+    closing.go_on(["plot", args.out], "figures")
+    closing.report(args)

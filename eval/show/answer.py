@@ -12,8 +12,9 @@ from torch import Tensor
 
 from datasets import to_float
 from eval.alignment import Crop
-from eval.answer import Answers, Success, rounded_down, rounded_up
+from eval.answer import Answers, Success
 from eval.show.plots import COLOURS, PathLike, literal, save_figure
+from eval.sizes import rounded_down, rounded_up
 from utils import printable
 
 BLUE, ORANGE, GREEN = COLOURS[:3]

@@ -77,6 +77,10 @@ class Table(NamedTuple):
         """The table without some columns."""
         return self._kept([column.title not in titles for column in self.columns])
 
+    def without_empty(self) -> "Table":
+        """The table without columns in which nothing stands."""
+        return self._kept([any(row[place] is not None for row in self.rows) for place in range(len(self.columns))])
+
     def _kept(self, kept: Sequence[bool]) -> "Table":
         return Table([column for column, keep in zip(self.columns, kept) if keep],
                      [[cell for cell, keep in zip(row, kept) if keep] for row in self.rows])

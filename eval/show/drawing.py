@@ -53,10 +53,13 @@ def entitle(figure: Figure, title: str) -> None:
 
 
 def finish(figure: Figure, panels: Iterable[Axes], legend: bool, zero: bool = True) -> None:
-    """A grid behind the curves, a horizontal axis from 0 (`zero`), a legend in the first panel."""
+    """A grid behind the curves, a horizontal axis from 0 (`zero`), a legend in the first panel; a panel without anything says so."""
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+        if not axes.has_data():
+            axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
+            axes.set_xticks([])
         if zero:
             axes.set_xlim(0, None)
     if legend:

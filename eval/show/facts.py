@@ -2,11 +2,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.show import plots, sentence, tables
+from eval.show import confidence, plots, sentence, tables
 from eval.show.cells import PERCENT, Column, Table
-from eval.show.figures import LABELS
+from eval.show.figures import LABELS, USUAL, radii
 
-_ATTACK_SETTINGS = ("steps", "restarts")  # of an attack, where its class has them
+_DRAWS = "draws"
+_ATTACK_SETTINGS = ("steps", "restarts", _DRAWS)  # of an attack, where its class has them; draws of noise in each step
+_NOISE = "noise"
 _SAID = [LABELS[key] for key in ("bin", "protocol", "flip", "far_target")]
 
 
@@ -40,25 +42,44 @@ def varying(table: Table) -> Table:
 
 
 def certificates(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Shown:
-    """Figures of the further certificates (both images attacked, other norms), a row a result and certificate."""
-    entries = [(name, what, figures) for name, summary in found for what, figures in summary.get("certificates", {}).items()]
-    columns = [Column("Model", digits=None), Column("What may move", digits=None)]
-    cells: list[list[Any]] = [[name, sentence.threat_label(what)] for name, what, _ in entries]
-    for kind in "di":
-        budgets = sorted({eps for _, _, figures in entries for eps in figures.get(f"cra_{kind}", {})})
+    """Figures of the further certificates (both images attacked, other norms, means of smoothed cosines), a row for each of a result."""
+    entries = [(name, summary, what, figures) for name, summary in found for what, figures in summary.get("certificates", {}).items()
+               if what != summary.get("smoothing", {}).get("threat")]  # which is what all its figures are of
+    columns = [Column(title, digits=None) for title in ("Model", "What may move", LABELS["radii"])]
+    columns += [Column("TAR", None, PERCENT, "%"), Column("tau")]
+    cells: list[list[Any]] = [[name, _moving(summary, what), radii(summary, sound=False), _percent(figures.get("tar")), figures.get("tau")]
+                              for name, summary, what, figures in entries]
+    for kind in "udi":
+        budgets = sorted({eps for *_, figures in entries for eps in figures.get(f"cra_{kind}", {})})
         columns += [*(Column(f"CRA_{kind.upper()}", eps, PERCENT, "%") for eps in budgets), Column(f"med {kind.upper()}", unit="l2")]
-        for row, (_, _, figures) in zip(cells, entries):
+        for row, (*_, figures) in zip(cells, entries):
             shares = (figures.get(f"cra_{kind}", {}).get(eps) for eps in budgets)
-            row += [*(None if share is None else 100 * share for share in shares), figures.get(f"med_{kind}")]
-    table = Table(columns, cells)
-    return of_table("Further certificates", "CRA in percent and medians, where more than one image or budget is attacked.",
-                    table if len(found) > 1 else table.without("Model"))
+            row += [*map(_percent, shares), figures.get(f"med_{kind}")]
+    table = Table(columns, cells).without_empty()
+    if not {row[2] for row in cells} - {USUAL["radii"]}:
+        table = table.without(LABELS["radii"])
+    smoothed = ["smoothing" in summary for _, summary, *_ in entries]
+    notes = [*([] if all(smoothed) else ["CRA in percent and medians, where more than one image or budget is attacked."]),
+             *([confidence.FURTHER] if any(smoothed) else [])]
+    return of_table("Further certificates", " ".join(notes), _named(table, len(found)))
+
+
+def _moving(summary: Mapping[str, Any], certificate: str) -> str:
+    """What an attacker may move, of a further certificate."""
+    if "smoothing" in summary and certificate == "mean":
+        return f"{sentence.threat_label(summary['smoothing']['threat'])}; mean of the cosines"
+    return sentence.threat_label(certificate)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def what_was_run(found: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """(names, rows): a row a setting, with what it is in each result."""
     columns = [_settings(summary) for _, summary in found]
-    return [name for name, _ in found], [(key, [column[key] for column in columns]) for key in columns[0]]
+    rows = [(key, [column[key] for column in columns]) for key in columns[0]]
+    return [name for name, _ in found], [(key, values) for key, values in rows if key != _NOISE or set(values) != {"none"}]
 
 
 def _settings(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -72,10 +93,14 @@ def _settings(summary: Mapping[str, Any]) -> dict[str, str]:
         "input": ("not said" if not size else " x ".join(map(str, size))) + (", resized to it" if summary.get("resized") else ""),
         "mirror images": {"average": "averaged"}.get(summary.get("flip", "none"), "not used"), "protocol": summary["protocol"],
         "threshold tau": f"{summary['tau']:.6g}, " + ("given" if target is None else f"chosen for a FAR of {target:g}"),
-        "Lipschitz constant L": _lipschitz(summary), "code": known["code_version"], "code, SHA-256": known["code_sha256"]}
+        "Lipschitz constant L": _lipschitz(summary),
+        _NOISE: confidence.described(summary["smoothing"]) if "smoothing" in summary else "none",
+        "code": known["code_version"], "code, SHA-256": known["code_sha256"]}
 
 
 def _lipschitz(summary: Mapping[str, Any]) -> str:
+    if "smoothing" in summary:
+        return "not used: decisions are smoothed by noise"
     if summary.get("med_u") is None:
         return "not known: no certificates"
     value = summary.get("lipschitz", 1.0)
@@ -99,12 +124,21 @@ def attacks(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Shown:
                          _said(entry.get("seed")), "yes" if entry.get("published") else "no", f"{passes:,}", _said(entry.get("settings"))])
     titles = ("Model", "attack", *_ATTACK_SETTINGS, "budgets of U", "budgets of D and I", "rows of each kind", "seed", "as published",
               "images passed", "settings")
-    return _labels("Attacks", "An attack without a budget looks for the smallest change. Settings are all in summary.json.", titles, rows,
-                   len(found))
+    table = _labels(titles, rows, len(found))
+    return of_table("Attacks", "An attack without a budget looks for the smallest change. Settings are all in summary.json.",
+                    table if any("smoothing" in summary for _, summary in found) else table.without(_DRAWS))
 
 
-def audits(found: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Shown:
-    """What each audit tried and found."""
+def audits(found: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> list[Shown]:
+    """What each audit tried and found: a table of those of what is proven, and one of those of smoothed decisions, where there are any."""
+    proven, smoothed = ([(name, {file: report for file, report in reports.items() if ("smoothing" in report) == wanted})
+                         for name, reports in found] for wanted in (False, True))
+    shown = [of_table("Audits", "Attacks just below each radius: a violation would be a proof that is wrong.", _of_proofs(proven)),
+             of_table("Audits through the noise", confidence.AUDITS, _named(confidence.audits(smoothed), len(found)))]
+    return [table for table in shown if table.rows]
+
+
+def _of_proofs(found: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Table:
     rows = []
     for name, reports in found:
         for file, report in reports.items():
@@ -118,12 +152,16 @@ def audits(found: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Show
     titles = ("Model", "report", "what moves", "attacks", "steps", "restarts", "rows of each kind",
               *(f"attacked, {kind.upper()}" for kind in plots.KINDS), "too small to attack", "points checked", "violations",
               "largest |f(x*) - f(x)| / |x* - x|")
-    return _labels("Audits", "Attacks just below each radius: a violation would be a proof that is wrong.", titles, rows, len(found))
+    return _labels(titles, rows, len(found))
 
 
-def _labels(caption: str, note: str, titles: Sequence[str], rows: Sequence[Sequence[Any]], results: int) -> Shown:
-    table = Table([Column(title, digits=None) for title in titles], [list(map(str, row)) for row in rows])
-    return of_table(caption, note, table if results > 1 else table.without("Model"))
+def _labels(titles: Sequence[str], rows: Sequence[Sequence[Any]], results: int) -> Table:
+    return _named(Table([Column(title, digits=None) for title in titles], [list(map(str, row)) for row in rows]), results)
+
+
+def _named(table: Table, results: int) -> Table:
+    """Without names where there is one result."""
+    return table if results > 1 else table.without("Model")
 
 
 def _said(value: Any) -> str:

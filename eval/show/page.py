@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -16,16 +17,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from eval import budgets
 from eval.records import Records, is_right
-from eval.show import facts, plots, sentence, svg, tables
+from eval.show import confidence, facts, plots, sentence, smoothing, svg, tables
 from eval.show.cells import Column, Table
 from eval.show.facts import Shown
+from eval.show.figures import attacks_of
 from eval.show.names import names_of
+from eval.sizes import size_in_words
 from eval.store import results
 from utils import InputError, printable
 from utils.files import atomic_write, found_in, read_file
@@ -36,13 +40,15 @@ TELLING = 8  # pairs of each sort in the table of telling pairs
 _HERE = Path(__file__).resolve()
 # what each figure of plots.py shows: heading, caption
 FIGURES = {
+    "smoothing": ("Proven, and with confidence", "The share of right decisions that no attack up to a budget can turn: solid lines in "
+                                                 "black and grey are proven, the others hold with the confidence in the legend."),
     "certified_accuracy": ("Certified accuracy", "The share of right decisions that no attack up to a budget can turn. Steps are exact."),
     "robust_accuracy": ("Accuracy under attack", "The share that attacks failed to turn, and what is certified of the same rows: attacks "
                                                  "cannot come below it, and what lies between is not known."),
     "roc": ("ROC", "True pairs accepted against false pairs accepted, at each threshold. The band reaches down to what is certified where "
                    "one image of every pair is attacked; dots are at the threshold of this result."),
     "radius_histograms": ("Certified radii", "How many right decisions have which radius. The median counts wrong ones as 0."),
-    "feature_norms": ("Feature norms", "How long the embeddings are: the longer, the larger the radius."),
+    "feature_norms": ("Feature norms", "How long the embeddings are: the longer, the larger a radius that is proven by it."),
     "radius_against_attack": ("Certificate and attack", "Each point is a decision: its radius, and the smallest change that turned it. "
                                                         "None may lie below the diagonal. Triangles at the top were not turned."),
     "tightness": ("Tightness", "The smallest change that turned a decision over its radius; at 1 the certificate could not be larger."),
@@ -68,18 +74,13 @@ def read(given: Iterable[str | os.PathLike[str]], names: Sequence[str] = ()) -> 
     summaries = results.read_summaries(*given)
     places = [path for each in given for path in results.places_in(each).values()]
     remarks = [f"{printable(str(path))}: results of identify, which this page does not show" for path in places if path not in summaries]
-    smoothed = [path for path, summary in summaries.items() if "smoothing" in summary]
-    remarks += [f"{printable(str(path))}: results of smooth, which this page does not show" for path in smoothed]
-    summaries = {path: summary for path, summary in summaries.items() if path not in smoothed}
-    if not summaries:
-        raise InputError(f"nothing to show: {'; '.join(remarks)}")
     if alone := [path for path in summaries if not path.is_dir()]:
         raise InputError(f"{alone[0]}: a summary alone, expected a results folder")
     if names and len(names) != len(summaries):
         raise InputError(f"--names: {len(names)} given, expected one for each of the {len(summaries)} results")
     called = [printable(name) for name in names] or (
         names_of([*summaries.items()], alone=True) if len(summaries) > 1 else [_name_of(*found) for found in summaries.items()])
-    records = [results.read_records(folder, certified=False) for folder in summaries]
+    records = [results.read_records(folder, certified=False, smoothed=True) for folder in summaries]
     return [Result(folder, name, found, results.read_audits(folder, found))
             for folder, name, found in zip(summaries, called, records)], remarks
 
@@ -104,13 +105,17 @@ def render(shown: Sequence[Result], remarks: Sequence[str] = ()) -> str:
     template = environment.from_string(_HERE.with_name("page.html").read_text(encoding="utf-8"))
     summaries = [{**one.found.summary, **({"name": one.name} if len(shown) > 1 else {})} for one in shown]
     tables_shown, more = _tables(shown, summaries)
+    smoothed = any(one.found.smoothed for one in shown)
     return template.render(
         title=", ".join(one.name for one in shown) if len(shown) < 4 else f"{len(shown)} results", results=[_told(one) for one in shown],
-        tables=tables_shown, telling=[_telling(one, len(shown) > 1) for one in shown],
+        smoothed=smoothed, drawable=not all(one.found.smoothed for one in shown), tables=tables_shown,
+        telling=[_telling(one, len(shown) > 1) for one in shown],
         figures=_in_rows(_compared(shown) + _figures(shown), len(shown)),
         examples=_examples(shown), run=facts.what_was_run([(one.name, one.found.summary) for one in shown]),
         attacks=facts.attacks([(one.name, one.found.summary) for one in shown]),
-        audits=facts.audits([(one.name, one.audits) for one in shown]), remarks=[*remarks, *more], glossary=glossary(),
+        audits=facts.audits([(one.name, one.audits) for one in shown]),
+        remarks=[*remarks, *more, *confidence.other_rows([(one.name, one.found.summary) for one in shown])],
+        glossary=glossary() + (confidence.GLOSSARY if smoothed else []),
         style=Markup(_HERE.with_name("page.css").read_text(encoding="utf-8")), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
@@ -119,24 +124,31 @@ def _told(one: Result) -> dict[str, Any]:
     """What is said of a result in words."""
     summary = one.found.summary
     words = sentence.in_words(summary, summary.get("attacks", {}), one.audits.values())
-    numbers = int(np.prod(summary.get("image_size") or [0]))
+    numbers = math.prod(summary.get("image_size") or [0])
     eps = next(iter(summary["cra_d"]))
-    return {"name": one.name, "sentence": words[0], "further": words[1:], "lines": [*map(str.strip, budgets.describe(summary))],
-            "size": sentence.size_in_words(eps, numbers) if numbers else "", "reasons": summary.get("reasons", {})}
+    size = f"A change of {eps:g} is as much as {size_in_words(f'{eps:g}', numbers)}." if eps <= math.sqrt(numbers) else ""
+    noise = [confidence.in_words(summary["smoothing"])] if one.found.smoothed else []
+    return {"name": one.name, "sentence": words[0], "further": words[1:], "lines": [*noise, *map(str.strip, budgets.describe(summary))],
+            "size": size, "reasons": summary.get("reasons", {})}
 
 
 def _tables(shown: Sequence[Result], summaries: Sequence[dict[str, Any]]) -> tuple[list[Shown], list[str]]:
     """The tables of figures, and why rows are not in one table where they could not be compared."""
-    attacked = list(dict.fromkeys(name for summary in summaries for name in summary.get("attacks", {})))
-    proven = [(one, summary) for one, summary in zip(shown, summaries) if one.found.certified]
-    in_float = [summary for _, summary in proven if "sound_lipschitz" in summary]
-    makers = [("Certified", "CRA and medians; in exact arithmetic.", [summary for _, summary in proven],
-               partial(tables.table1, sound=False)),
-              ("Certified, in floating point", "The same figures of the radii that --sound proves.", in_float, tables.table1)]
+    smoothed = [summary for summary in summaries if "smoothing" in summary]
+    plain = [summary for summary in summaries if "smoothing" not in summary]
+    proven = [summary for one, summary in zip(shown, summaries) if one.found.certified and not one.found.smoothed]
+    makers = [("Certified", "CRA and medians; proven, in exact arithmetic.", proven, partial(tables.table1, sound=False)),
+              ("Certified, in floating point", "The same figures of the radii that --sound proves.",
+               [summary for summary in proven if "sound_lipschitz" in summary], tables.table1),
+              ("Certified with confidence", confidence.CERTIFIED, smoothed, confidence.certified)]
     makers += [(f"Under {tables.attack_label(name)}", "What the attack left, of the rows that it was run on.",
-                [summary for summary in summaries if name in summary.get("attacks", {})],
-                lambda rows, name=name: tables.table2(rows, [name])) for name in attacked]
-    makers.append(("Without an attack", "How well clean images are verified.", summaries, tables.verification))
+                [summary for summary in plain if name in summary.get("attacks", {})],
+                lambda rows, name=name: tables.table2(rows, [name])) for name in attacks_of(plain)]
+    makers += [(f"Under {tables.attack_label(name)}, through the noise", confidence.ATTACKED,
+                [summary for summary in smoothed if name in summary.get("attacks", {})],
+                lambda rows, name=name: confidence.under(rows, name)) for name in attacks_of(smoothed)]
+    makers.append(("Without an attack", " ".join(["How well clean images are verified.", *([confidence.CLEAN] if smoothed else [])]),
+                   summaries, tables.verification))
     found, remarks = [], []
     for caption, note, rows, make in makers:
         try:
@@ -151,34 +163,37 @@ def _tables(shown: Sequence[Result], summaries: Sequence[dict[str, Any]]) -> tup
 
 def _telling(one: Result, named: bool) -> Shown:
     """The pairs of a result that tell most: right ones with the smallest and the largest radius, and those that are wrong by most."""
-    pairs = one.found.pairs
-    right, margin = is_right(pairs), (pairs["cosine"] - one.found.summary["tau"]).abs()
+    pairs, same = one.found.pairs, one.found.pairs["same"]
+    right, margin = is_right(pairs), (pairs["cosine"] - one.found.summary["tau"]) * np.where(same, 1, -1)
     size = (pairs["radius"] if one.found.certified else margin)[right]
+    decided = pairs["accepted"].map({True: "accepted", False: "rejected"})
+    if one.found.smoothed:
+        decided = pd.Series(confidence.decisions(one.found), pairs.index)
     chosen = {"closest": size.sort_values(kind="stable").index[:TELLING],
               "safest": size.sort_values(kind="stable", ascending=False).index[:TELLING],
-              "wrong": margin[~right].sort_values(kind="stable", ascending=False).index[:TELLING]}
+              "wrong": margin[~right].sort_values(kind="stable").index[:TELLING]}
     tries = one.found.attacks
     smallest = tries[tries["success"] & (tries["kind"] != "u")].groupby("row")["norm"].min()
-    rows = [[why, int(pairs.at[row, "pair"]), "one person" if pairs.at[row, "same"] else "two people",
-             "accepted" if pairs.at[row, "accepted"] else "rejected", float(pairs.at[row, "cosine"]),
+    rows = [[why, int(pairs.at[row, "pair"]), "one person" if same[row] else "two people", decided[row], float(pairs.at[row, "cosine"]),
              float(pairs.at[row, "radius"]) if one.found.certified else None, float(smallest[row]) if row in smallest else None]
             for why, index in chosen.items() for row in index]
     columns = [Column(title, digits=None) for title in ("why", "pair", "shows", "decision")]
     columns += [Column(title) for title in ("cosine", "radius", "attack")]
-    table = Table(columns, rows)
-    empty = [column.title for place, column in enumerate(columns) if not any(row[place] is not None for row in rows)]
     note = ("Right by least (closest), right by most (safest), wrong by most. Attack: the smallest change that one found. Pairs are "
             "counted from 0, as in the .bin file.")
-    return facts.of_table(f"Telling pairs{f': {one.name}' if named else ''}", note, table.without(*empty))
+    return facts.of_table(f"Telling pairs{f': {one.name}' if named else ''}",
+                          f"{note} {confidence.TELLING}" if one.found.smoothed else note, Table(columns, rows).without_empty())
 
 
 def _compared(shown: Sequence[Result]) -> list[dict[str, Any]]:
     """Figures of all results at once, where there are several."""
     if len(shown) < 2:
         return []
+    found = {one.name: one.found for one in shown}
+    named = {"certified_accuracy": "what is proven"} if any(one.found.smoothed for one in shown) else {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = plots.write_comparison({one.name: one.found for one in shown}, folder, "svg")
-        return [_figure(path, "all results", f"all-{path.stem}-") for path in sorted(paths)]
+        paths = [*smoothing.write_comparison(found, folder, "svg"), *sorted(plots.write_comparison(found, folder, "svg"))]
+        return [_figure(path, named.get(path.stem, "all results"), f"all-{path.stem}-") for path in paths]
 
 
 def _figures(shown: Sequence[Result]) -> list[dict[str, Any]]:
@@ -187,7 +202,8 @@ def _figures(shown: Sequence[Result]) -> list[dict[str, Any]]:
     for number, one in enumerate(shown):
         with tempfile.TemporaryDirectory() as folder:
             paths = plots.write_plots(one.found, folder, kind="svg")
-            found += [_figure(path, one.name, f"r{number}-{path.stem}-") for path in paths if len(shown) < 2 or path.stem not in COMPARED]
+            found += [_figure(path, one.name, f"r{number}-{path.stem}-", one.found.smoothed) for path in paths
+                      if len(shown) < 2 or path.stem not in COMPARED]
     order = list(FIGURES)
     return sorted(found, key=lambda figure: order.index(figure["kind"]))
 
@@ -197,8 +213,9 @@ def _in_rows(figures: list[dict[str, Any]], results: int) -> list[list[dict[str,
     return [[*group] for _, group in itertools.groupby(figures, lambda figure: figure["kind"] if results > 1 else "")]
 
 
-def _figure(path: Path, name: str, prefix: str) -> dict[str, Any]:
+def _figure(path: Path, name: str, prefix: str, smoothed: bool = False) -> dict[str, Any]:
     heading, caption = FIGURES[path.stem]
+    caption = confidence.CAPTIONS.get(path.stem, caption) if smoothed else caption
     text = path.read_text(encoding="utf-8")
     width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())
     return {"kind": path.stem, "heading": heading, "of": name, "caption": caption, "wide": width > 1.8 * height,
@@ -206,8 +223,9 @@ def _figure(path: Path, name: str, prefix: str) -> dict[str, Any]:
 
 
 def _examples(shown: Sequence[Result]) -> list[dict[str, str]]:
-    """The pictures of adversarial examples in the folders."""
-    return [{"name": one.name, "source": _picture(path)} for one in shown for path in found_in(one.folder, EXAMPLES)]
+    """The pictures of adversarial examples in the folders; those of smoothed decisions are none, as `plot` draws none."""
+    return [{"name": one.name, "source": _picture(path)} for one in shown if not one.found.smoothed
+            for path in found_in(one.folder, EXAMPLES)]
 
 
 def _picture(path: Path) -> str:

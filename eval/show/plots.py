@@ -50,17 +50,17 @@ def write_plots(found: Records, folder: PathLike, prefix: str = "", kind: str = 
 
 
 def write_comparison(results: Mapping[str, Records], folder: PathLike, kind: str = "png") -> list[Path]:
-    """Several named results in one figure each: certified_accuracy and feature_norms. Returns their paths."""
+    """Several named results in one figure each: certified_accuracy, of those that are proven, and feature_norms. Returns their paths."""
     paths = [Path(folder) / f"feature_norms.{kind}"]
-    plot_feature_norms(results, paths[0], _heading("Feature norms", results))
-    certified = {name: found for name, found in results.items() if found.certified}
+    plot_feature_norms(results, paths[0], heading_of("Feature norms", results))
+    certified = {name: found for name, found in results.items() if found.certified and not found.smoothed}
     if certified:
         paths.append(Path(folder) / f"certified_accuracy.{kind}")
-        plot_certified_accuracy(certified, paths[-1], _heading("Certified accuracy", certified))
+        plot_certified_accuracy(certified, paths[-1], heading_of("Certified accuracy", certified))
     return paths
 
 
-def _heading(what: str, results: Mapping[str, Records]) -> str:
+def heading_of(what: str, results: Mapping[str, Records]) -> str:
     """What a figure of several results is about: what they have in common."""
     parts = [_about(found.summary) for found in results.values()]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
@@ -106,7 +106,7 @@ def plot_robust_accuracy(found: Records, out: PathLike, title: str = "") -> None
         axes.set_title(f"{KINDS[kind]}, {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rows")
         if table.empty:
             continue
-        for number, limit in enumerate(sorted(set(limits.values()), reverse=True) if found.certified else ()):
+        for number, limit in enumerate(sorted(set(limits.values()), reverse=True) if RADIUS[kind] in table else ()):
             axes.plot(*share_above(table[RADIUS[kind]][:limit].to_numpy()), color=GREYS[number % 3], drawstyle="steps-post",
                       label="certified" + _said(limit, limits))
         for number, (attack, limit) in enumerate(limits.items()):

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eval.budgets import GREY
 from eval.certificates import CERTIFICATES, certificate
 from eval.show.tables import attack_label
+from eval.smoothing import confidence
 
 
 def in_words(summary: Mapping[str, Any], attacks: Iterable[str] = (), audits: Iterable[Mapping[str, Any]] = ()) -> list[str]:
@@ -30,13 +30,14 @@ def certified(summary: Mapping[str, Any]) -> str:
         return f"{percent(right)} of {of} pairs are {stays} without an attack{passing}; nothing is proven of this network under one."
     where = "both images together" if summary.get("smoothing", {}).get("threat") == "joint" else "one image"
     return (f"{percent(share)} of {of} pairs stay {stays} under any attack on {where} up to {eps:g}, {_by_what(summary)}; "
-            f"{percent(right)} are {stays} without an attack{passing}.")
+            f"{percent(right)} are {stays} without an attack{passing}.{_abstained(summary)}")
 
 
 def _by_what(summary: Mapping[str, Any]) -> str:
     """What the share rests on."""
     if "smoothing" in summary:
-        return f"with a confidence of {100 * (1 - summary['smoothing']['alpha']):.6g} % for each (randomised smoothing)"
+        of = summary["smoothing"]
+        return f"with a confidence of {confidence(of['alpha'])} for each (randomised smoothing, noise of sigma {of['sigma']:g})"
     if summary.get("lipschitz_assumed"):
         return "if the Lipschitz constant that was given for the network is right"
     if summary["protocol"] == "paper":
@@ -44,38 +45,39 @@ def _by_what(summary: Mapping[str, Any]) -> str:
     return "which is proven" + (", rounding included" if "sound_lipschitz" in summary else "")
 
 
+def _abstained(summary: Mapping[str, Any]) -> str:
+    """How many decisions are none, of those that are smoothed."""
+    if "smoothing" not in summary:
+        return ""
+    return f" {_nearest(summary['smoothing']['abstained'])} of all decisions abstain, which counts as wrong."
+
+
 def attacked(summary: Mapping[str, Any], name: str) -> str:
     """What an attack left of the true pairs at its smallest budget; "" where it was on none."""
     eps, share = next(((eps, share) for eps, share in sorted(summary.get("era_d", {}).get(name, {}).items())), (None, None))
     if share is None:
         return ""
-    limit = summary["attacks"][name].get("limit")
-    return f"{attack_label(name)} left {percent(share)} of {'' if limit is None else f'the first {limit} '}true pairs accepted at {eps:g}."
+    limit, draws = (summary["attacks"][name].get(key) for key in ("limit", "draws"))
+    noise = "" if draws is None else f" through the noise ({draws} draws a step)"
+    return (f"{attack_label(name)}{noise} left {percent(share)} of {'' if limit is None else f'the first {limit} '}true pairs accepted at "
+            f"{eps:g}.")
 
 
 def audited(report: Mapping[str, Any]) -> str:
     """What the report of an audit found."""
     rows, settings, broken = report["attacked"], report["settings"], report["n_violations"]
-    what = " and ".join([f"{rows.get('d', 0) + rows.get('i', 0):,} certified pairs", *([f"{rows['u']:,} images"] if "u" in rows else [])])
+    smoothed = "n_fallen" in report  # whose radii may be wrong now and then
+    what = f"{sum(rows.values()):,} certified decisions through the noise" if smoothed else " and ".join(
+        [f"{rows.get('d', 0) + rows.get('i', 0):,} certified pairs", *([f"{rows['u']:,} images"] if "u" in rows else [])])
     how = f"An audit attacked {what} just below the radius ({threat_label(settings['threat'])}; {settings['steps']} steps an attack)"
-    if "n_fallen" in report:  # of smoothed decisions, whose radii may be wrong now and then
-        return f"{how}; {report['n_fallen']:,} fell, {'more than' if broken else 'as few as'} their confidence allows."
+    if smoothed:
+        return f"{how}; {report['n_fallen']:,} fell, {'more than' if broken else 'no more than'} their confidence allows."
     return f"{how} and broke none." if not broken else f"{how} and broke {broken:,}: these certificates do not hold."
 
 
 def threat_label(name: str) -> str:
     """What an attacker may move, in words. Somebody else's certificate, which a file from anywhere may name, is not imported for that."""
     return certificate(name).label if name in CERTIFICATES.names() else name.rpartition(":")[2]
-
-
-def size_in_words(eps: float, numbers: int) -> str:
-    """What a change of l2 norm eps looks like, of an image of so many numbers."""
-    one, every = (_levels(size * GREY) for size in (eps, eps / math.sqrt(numbers)))
-    return f"A change of {eps:g} is as large as changing one of the three values of a pixel by {one}, or all {numbers:,} values by {every}."
-
-
-def _levels(grey: float) -> str:
-    return f"{grey:.2g} of {GREY} grey levels" if grey < 100 else f"{grey:.0f} of {GREY} grey levels"
 
 
 def percent(share: float) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.records import Records, table_of
 from eval.show.drawing import COLOURS, GREYS, LINES, PathLike, finish, label_of, legend_below, literal, save_figure
-from eval.show.plots import RADIUS, panels_of, share_above
+from eval.show.plots import RADIUS, heading_of, panels_of, share_above
 
 
 def write_comparison(results: Sequence[tuple[str, Records]], folder: PathLike, kind: str = "png") -> list[Path]:
@@ -12,7 +12,7 @@ def write_comparison(results: Sequence[tuple[str, Records]], folder: PathLike, k
     if not any(found.smoothed for _, found in results):
         return []
     path = Path(folder) / f"smoothing.{kind}"
-    plot_smoothing(results, path, "Certified accuracy: proven, and by randomised smoothing")
+    plot_smoothing(results, path, heading_of("Certified accuracy: proven, and by randomised smoothing", results))
     return [path]
 
 

@@ -23,7 +23,7 @@ _COLUMNS = {
     IMAGES: {"image", "flipped", "norm", "radius_u"}, ATTACKS: set(ATTACK_TYPES)}
 _RADII = {"radius", "radius_u"}
 _SMOOTHED = {  # what smoothed decisions have besides, by the threat
-    "one": {PAIRS: {"radius_left", "radius_right", "radius_mean", "radius", "votes_left", "votes_right"},
+    "one": {PAIRS: {"radius_left", "radius_right", "radius_mean", "radius", "votes_left", "votes_right", "cosine_left", "cosine_right"},
             IMAGES: {"radius_u", "radius_u_mean", "votes"}},
     "joint": {PAIRS: {"radius_joint", "radius_mean", "radius", "votes"}}}
 
@@ -34,10 +34,10 @@ def audit_file(geometry: str) -> str:
 
 
 def write_records(folder: str | os.PathLike[str], records: Records) -> None:
-    """Write pairs.csv, images.csv, attacks.csv (where there are attacks) and, last, summary.json to `folder`."""
+    """Write pairs.csv, images.csv, attacks.csv (where there were attacks, if only on nothing) and, last, summary.json to `folder`."""
     with unbroken():
         for name, table in ((PAIRS, records.pairs), (IMAGES, records.images), (ATTACKS, records.attacks)):
-            if name != ATTACKS or len(table) or (Path(folder) / name).exists():
+            if name != ATTACKS or len(table) or records.summary.get("attacks") or (Path(folder) / name).exists():
                 write_csv(Path(folder) / name, table)
         schema.write_summary(Path(folder) / SUMMARY, records.summary)
 
@@ -50,7 +50,7 @@ def read_records(folder: str | os.PathLike[str], certified: bool = True, smoothe
     summary = schema.read_summary(folder / SUMMARY)
     if "smoothing" in summary and not smoothed:
         raise InputError(f"{folder / SUMMARY}: results of randomised smoothing, expected those of python -m eval certify or attack "
-                         "(smooth, audit, table and plot take them)")
+                         "(smooth, attack, audit, table, plot and report take them)")
     tables = {}
     for name in _COLUMNS:
         if name == ATTACKS and not (folder / name).exists() and not summary.get("attacks"):
@@ -109,8 +109,11 @@ def read_audits(folder: str | os.PathLike[str], found: Records) -> dict[str, dic
     """
     reports = {}
     for path in found_in(folder, "audit*.json"):
-        reports[path.name] = schema.read_audit(path)
-        provenance.refuse_others(path, reports[path.name], provenance.fingerprint(found.summary))
+        report = reports[path.name] = schema.read_audit(path)
+        provenance.refuse_others(path, report, provenance.fingerprint(found.summary))
+        if report.get("smoothing") != found.summary.get("smoothing"):
+            raise InputError(f"{path}: smoothing is {report.get('smoothing')}, expected that of these results: "
+                             f"{found.summary.get('smoothing')}")
     return reports
 
 

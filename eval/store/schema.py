@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eval.records import AUDITED, CERTIFIED, FORMAT, Records, table_of
+from eval.smoothing import Smoothing
 from eval.summary import Summary
 from utils import InputError
 from utils.files import read_file, read_json, write_json
@@ -79,7 +80,7 @@ def _expected(name: str, values: pd.Series, infinite: bool) -> str:
         return "" if all(map(_is_text, values)) else "names"
     if name == "theta":
         return "" if within(values, 0, math.pi) else "angles from 0 to pi"
-    if name == "cosine":  # -inf: of an embedding without direction
+    if name in ("cosine", "cosine_left", "cosine_right"):  # -inf: of an embedding without direction
         return "" if pd.api.types.is_numeric_dtype(values) and within(values[values != -math.inf], -1, 1) else "numbers from -1 to 1"
     if name == "norm" and infinite or name == "upper_bound":
         return "" if _are_lengths(values[values != math.inf]) else f"numbers from 0 to {MAX_NUMBER:g}"
@@ -131,7 +132,19 @@ def read_summary(path: Path) -> Summary:
         fits = next((fits for pattern, fits in _SUMMARY if pattern.fullmatch(key)), None)
         if fits and not fits(value):
             raise InputError(f"{path}: not a summary: {key} is {str(value)[:60]}")
+    if summary.get("certificate") != (label := _label(path, summary)):
+        raise InputError(f"{path}: not a summary: certificate is {summary.get('certificate')}, expected {label}")
     return summary
+
+
+def _label(path: Path, summary: Mapping[str, Any]) -> str | None:
+    """What tables call the certificate of smoothed decisions; of others there is nothing of the kind."""
+    if "smoothing" not in summary:
+        return None
+    try:
+        return Smoothing.of(summary).label
+    except InputError as error:
+        raise InputError(f"{path}: not a summary: smoothing: {error}") from None
 
 
 def is_of_identify(path: Path) -> bool:
@@ -151,7 +164,8 @@ def read_audit(path: Path) -> dict[str, Any]:
     report = read_json(path, MAX_AUDIT)
     if not isinstance(report, dict):
         raise InputError(f"{path}: not the report of an audit")
-    for place, fits in ((report, _AUDIT), (report.get("settings"), _AUDIT_SETTINGS)):
+    of_report, of_settings = (_SMOOTHED_AUDIT, _SMOOTHED_SETTINGS) if "smoothing" in report else (_AUDIT, _AUDIT_SETTINGS)
+    for place, fits in ((report, of_report), (report.get("settings"), of_settings)):
         for key, fit in fits.items():
             if not isinstance(place, dict) or key not in place or not fit(place[key]):
                 value = place.get(key) if isinstance(place, dict) else place
@@ -274,9 +288,14 @@ _SUMMARY: tuple[tuple[re.Pattern, Callable[[Any], bool]], ...] = tuple((re.compi
     (r"name", lambda value: value is None or _is_text(value)), (r"lipschitz_assumed", lambda value: type(value) is bool),
     (r"far_target|far|tar|feature_norm|med_[udi]|accuracy|accuracy_(std|at_tau)|best_\w+|auc|eer|xi|limit|lipschitz|sound_\w+|n_\w+",
      _is_number)))
-_AUDIT: dict[str, Callable[[Any], bool]] = {
+_REPORT: dict[str, Callable[[Any], bool]] = {
     "settings": lambda value: isinstance(value, dict), "attacked": _each(_is_count), "unresolved": _each(_is_count),
-    **dict.fromkeys(("points", "rechecked", "n_violations"), _is_count)}
-_AUDIT_SETTINGS: dict[str, Callable[[Any], bool]] = {
-    "threat": _is_text, "steps": _is_count, "restarts": _is_count, "limit": lambda value: value is None or _is_count(value),
-    "seed": _is_count, "attacks": lambda value: isinstance(value, list) and all(map(_is_text, value))}
+    "n_violations": _is_count}
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "threat": _is_text, "limit": lambda value: value is None or _is_count(value), **dict.fromkeys(("steps", "restarts", "seed"), _is_count)}
+_AUDIT = {**_REPORT, "points": _is_count, "rechecked": _is_count}
+_AUDIT_SETTINGS = {**_SETTINGS, "attacks": lambda value: isinstance(value, list) and all(map(_is_text, value))}
+_SMOOTHED_AUDIT = {**_REPORT, "smoothing": _is_smoothing, "sampled": _each(_is_count), "share": _each(_each(_each(_is_share))),
+                   "n_fallen": _is_count, "chance": _is_share,
+                   "expected": lambda value: type(value) is float and 0 <= value < math.inf}
+_SMOOTHED_SETTINGS = {**_SETTINGS, "attack": _is_text, "draws": _is_count}
