@@ -4,10 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+from many_pairs import many, smoothed
 from many_pairs import write as write_many
 from PIL import Image
 
 import eval.__main__ as command_line
+from eval.store.results import write_records
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 if CHROMIUM is None:
@@ -37,12 +39,22 @@ def address(tmp_path_factory):
     return (folder / "page.html").as_uri()
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """The address of a page of a proven result and a smoothed one."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_many(folder / "proven", 40)
+    write_records(folder / "smoothed", smoothed(many(40)))
+    assert command_line.main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
+    return (folder / "page.html").as_uri()
+
+
 @pytest.fixture
 def opened(browser, address):
-    """Opens the page in a window; whatever the page complains of, asks for or pops up is a failure."""
+    """Opens the page, or another one, in a window; whatever the page complains of, asks for or pops up is a failure."""
     contexts, wrong = [], []
 
-    def window(width, **options):
+    def window(width, address=address, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -75,6 +87,18 @@ def test_everything_is_inside_the_window(opened, width):
         assert all(x >= 0 and x + wide <= width + 1 and wide > 30 and high > 8 for x, _, wide, high in found), selector
     small = page.eval_on_selector_all("body p, td, th, dd, figcaption, a", "all => Math.min(...all.map(one => parseFloat(getComputedStyle(one).fontSize)))")
     assert small >= 12, "text of a size that can be read"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_holds_with_a_confidence_can_be_read_beside_what_is_proven(opened, mixed, width):
+    page = opened(width, mixed)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    captions = boxes(page, ".cards caption div")
+    assert len(captions) >= 4 and all(x >= 0 and x + wide <= width + 1 and high > 8 for x, _, wide, high in captions), "captions end where the window does"
+    proven, certain = page.locator(".sentence").all_inner_texts()
+    assert "which is proven" in proven and "confidence" not in proven and "with a confidence of 99.9 %" in certain and "proven" not in certain
+    for selector in ("p", "figure", "figcaption", ".scroll", "dt", "dd"):
+        assert all(x >= 0 and x + wide <= width + 1 for x, _, wide, _ in boxes(page, selector)), selector
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -394,6 +394,14 @@ def test_attacks_through_noise_turn_what_is_nearer_than_their_budget(plane, caps
         assert command(plane, *more, backbone="halfplane", tau=None) == 2 and expected in capsys.readouterr().err
 
 
+def test_an_attack_that_has_nothing_to_do_leaves_results_that_can_be_read(world):
+    """All decisions are wrong, or certified at its budgets."""
+    assert command(world, "smooth", *QUICK, backbone="loose") == 0
+    for _ in range(2):
+        assert command(world, "attack", "--attack", "pgd", "--eps", "1e-6", "--eps-u", "1e-6", backbone="loose", tau=None) == 0
+    assert table(world / "out", "attacks").empty and summary_of(world / "out")["era_u"]["pgd"] == summary_of(world / "out")["cra_attacked_u"]["pgd"]
+
+
 def test_radii_that_are_too_large_fail_the_audit(plane, monkeypatch, capsys):
     honest = smoothing.smoothed_radius
     monkeypatch.setattr(smoothing, "smoothed_radius", lambda *arguments: 2.5 * honest(*arguments))
