@@ -117,12 +117,12 @@ def test_a_page_of_proofs_says_nothing_of_noise(made, tmp_path):
 def test_certified_accuracy_is_of_what_may_be_compared(made, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "plot_certified_accuracy", lambda results, *_: drawn.update(accuracy=set(results)))
-    monkeypatch.setattr(smoothing, "plot_smoothing", lambda results, *_: drawn.update(smoothing=set(results)))
+    monkeypatch.setattr(smoothing, "plot_smoothing", lambda results, *_: drawn.update(smoothing={name for name, _ in results}))
     results = {name: read_records(made / name, smoothed=True) for name in ("proven", "one", "joint")}
     for some in (results, {name: results[name] for name in ("one", "joint")}):
         drawn.clear()
         plots.write_comparison(some, tmp_path)
-        smoothing.write_comparison(some, tmp_path)
+        smoothing.write_comparison([*some.items()], tmp_path)
         assert drawn == {**({"accuracy": {"proven"}} if "proven" in some else {}), "smoothing": set(some)}
 
 
@@ -168,6 +168,7 @@ def change(path, **values):
     (lambda folder: change(folder / "one/summary.json", certificate=None), "certificate is None"),
     (lambda folder: change(folder / "one/summary.json", smoothing={**json.loads((folder / "one/summary.json").read_text())["smoothing"], "n": 3}), "n0 is 20 and n is 3"),
     (lambda folder: change(folder / "proven/summary.json", certificate="smoothing"), "expected None"),
+    (lambda folder: change(folder / "one/summary.json", cra_d=[{"eps": None, "value": 0.5}]), "cra_d is"),
     (lambda folder: change(folder / "one/audit.json", n_fallen=-1), "n_fallen is -1"),
     (lambda folder: change(folder / "one/audit.json", chance=2.0), "chance is 2.0"),
     (lambda folder: change(folder / "one/audit.json", share={"u": 3}), "share is"),

@@ -7,6 +7,7 @@ import numpy as np
 from eval.records import Records
 from eval.show import plots, sentence, tables
 from eval.show.cells import PERCENT, Column, Table
+from eval.show.figures import passes
 from eval.smoothing import confidence, lower_probability
 
 # captions of figures of one result, where they are other ones than those of what is proven
@@ -56,14 +57,9 @@ def certified(summaries: Sequence[Mapping[str, Any]]) -> Table:
         Column("confidence", digits=None): [confidence(of["alpha"]) for of in settings],
         Column("alpha", digits=None): [f"{of['alpha']:g}" for of in settings],
         Column("n0", digits=0): [of["n0"] for of in settings], Column("n", digits=0): [of["n"] for of in settings],
-        Column("passes a decision", digits=0): [passes(of) for of in settings],
+        Column("passes a decision", digits=0): [*map(passes, summaries)],
         Column("abstained", None, PERCENT, "%"): [100 * of["abstained"] for of in settings]}
     return _with(table, columns).without_empty()  # where both images are smoothed there is nothing of U
-
-
-def passes(of: Mapping[str, Any]) -> int:
-    """How many images one decision, from choosing to certifying it, passes through the network."""
-    return (1 + (of["threat"] == "joint")) * (of["n0"] + of["n"])
 
 
 def under(summaries: Sequence[Mapping[str, Any]], attack: str) -> Table:

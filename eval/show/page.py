@@ -192,7 +192,7 @@ def _compared(shown: Sequence[Result]) -> list[dict[str, Any]]:
     found = {one.name: one.found for one in shown}
     named = {"certified_accuracy": "what is proven"} if any(one.found.smoothed for one in shown) else {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [*smoothing.write_comparison(found, folder, "svg"), *sorted(plots.write_comparison(found, folder, "svg"))]
+        paths = [*smoothing.write_comparison([*found.items()], folder, "svg"), *sorted(plots.write_comparison(found, folder, "svg"))]
         return [_figure(path, named.get(path.stem, "all results"), f"all-{path.stem}-") for path in paths]
 
 

@@ -1,5 +1,5 @@
 """Figures from the records of an evaluation; `write_plots` makes all that a result supports. Each mark is explained by a legend."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,17 @@ def write_plots(found: Records, folder: PathLike, prefix: str = "", kind: str = 
 def write_comparison(results: Mapping[str, Records], folder: PathLike, kind: str = "png") -> list[Path]:
     """Several named results in one figure each: certified_accuracy, of those that are proven, and feature_norms. Returns their paths."""
     paths = [Path(folder) / f"feature_norms.{kind}"]
-    plot_feature_norms(results, paths[0], heading_of("Feature norms", results))
+    plot_feature_norms(results, paths[0], heading_of("Feature norms", results.values()))
     certified = {name: found for name, found in results.items() if found.certified and not found.smoothed}
     if certified:
         paths.append(Path(folder) / f"certified_accuracy.{kind}")
-        plot_certified_accuracy(certified, paths[-1], heading_of("Certified accuracy", certified))
+        plot_certified_accuracy(certified, paths[-1], heading_of("Certified accuracy", certified.values()))
     return paths
 
 
-def heading_of(what: str, results: Mapping[str, Records]) -> str:
+def heading_of(what: str, results: Iterable[Records]) -> str:
     """What a figure of several results is about: what they have in common."""
-    parts = [_about(found.summary) for found in results.values()]
+    parts = [_about(found.summary) for found in results]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
     return f"{what}\n{', '.join(shared)}" if shared else what
 

@@ -12,7 +12,7 @@ def write_comparison(results: Sequence[tuple[str, Records]], folder: PathLike, k
     if not any(found.smoothed for _, found in results):
         return []
     path = Path(folder) / f"smoothing.{kind}"
-    plot_smoothing(results, path, heading_of("Certified accuracy: proven, and by randomised smoothing", results))
+    plot_smoothing(results, path, heading_of("Certified accuracy: proven, and by randomised smoothing", [found for _, found in results]))
     return [path]
 
 

@@ -209,8 +209,10 @@ def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(_is_text(key) and fits(item) for key, item in value.items())
 
 
-def _by_budget(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(_is_budget(eps) and fits(item) for eps, item in value.items())
+def _by_budget(fits: Callable[[Any], bool], without: bool = False) -> Callable[[Any], bool]:
+    """Figures by budget; without: also one of attacks without a budget, by None."""
+    return lambda value: isinstance(value, dict) and all((without if eps is None else _is_budget(eps)) and fits(item)
+                                                         for eps, item in value.items())
 
 
 _is_by_budget = _by_budget(_is_number)
@@ -273,7 +275,8 @@ _SMOOTHING: dict[str, Callable[[Any], bool]] = {
     "tau_mean": lambda value: type(value) is float and -1 < value < 1, "abstained": _is_share,
     **dict.fromkeys(("n0", "n", "seed", "forward_passes"), _is_count)}
 _ATTACK: dict[str, Callable[[Any], bool]] = {
-    "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _each(_is_by_budget), "limit": lambda value: value is None or _is_count(value),
+    "eps": _are_budgets, "eps_u": _are_budgets, "skipped": _each(_by_budget(_is_number, True)),
+    "limit": lambda value: value is None or _is_count(value),
     "settings": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None,
     **dict.fromkeys(("minimum_norm", "published"), lambda value: type(value) is bool),
     **dict.fromkeys(("forward_passes", "backward_passes", "seed"), _is_count)}
