@@ -242,7 +242,7 @@ def test_batches_processes_and_interruptions_change_nothing(world, monkeypatch, 
     run = ("smooth", *QUICK)
     assert command(world, *run, backbone="loose") == 0
     assert command(world, *run, "--batch-size", "64", backbone="loose", out="large") == 0
-    pd.testing.assert_frame_equal(table(world / "out", "pairs"), table(world / "large", "pairs"), rtol=1e-5)  # rounding of the network
+    pd.testing.assert_frame_equal(table(world / "out", "pairs"), table(world / "large", "pairs"), rtol=1e-5, atol=1e-6)  # rounding of the network
     argv = ["--bin", world / "faces.bin", "--backbone", "small_world:Loose", "--weights", world / "loose.pt", "--device", "cpu",
             "--num-workers", "0", "--batch-size", "5", "--tau", "0.3", *QUICK[:-2], "--samples", QUICK[-1]]  # torchrun would not take --n
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -380,7 +380,8 @@ def test_attacks_through_noise_turn_what_is_nearer_than_their_budget(plane, caps
     assert command(plane, "attack", "--attack", "pgd", *quick, backbone="halfplane", tau=None) == 0
     summary, pairs = summary_of(plane / "out"), table(plane / "out", "pairs")
     tries = pd.read_csv(plane / "out/attacks.csv").query("kind == 'd' and side == 'left'")
-    assert not set(tries.row) & set(pairs.index[pairs.radius_left > 0.4]) and len(tries) == 3
+    expected = [(row.Index, eps) for row in pairs.itertuples() for eps in (0.1, 0.4) if row.accepted and row.radius_left <= eps]
+    assert sorted(zip(tries.row, tries.eps)) == expected and len(tries) >= 2
     for one in tries.itertuples():  # the share of votes says how far the plane is: what is nearer falls, what is further does not
         distance = 0.25 * norm.ppf(min(pairs.votes_left[one.row], 399) / 400)
         assert abs(distance - one.eps) < 0.06 or one.success == (distance < one.eps)
