@@ -92,7 +92,7 @@ def python(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
 def _python(arguments, cwd, environment, folder) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
-        setattr(sys, name, open(number, "w", closefd=False))
+        setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -410,7 +410,7 @@ class Deadly(torch.utils.data.Dataset):
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGBUS", "hang"])
 def test_a_worker_that_dies_or_hangs_names_its_record(how):
     with pytest.raises(InputError, match="a.rec: key 13") as error:
-        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 60))
+        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 20))
     assert "\n" not in str(error.value) and ("timed out" in str(error.value)) == (how == "hang")
 
 

@@ -16,7 +16,7 @@ def test_it_runs_on_a_small_setting(tmp_path, monkeypatch):
     write_bin(tmp_path / "faces.bin", faces(112))
     settings = {"models": {"tiny": {"backbone": "sllnet_small", "weights": "run/model_final.pt"},
                            "baseline": {"backbone": "net_small", "weights": "baseline/model_final.pt"}}, "bins": ["faces.bin"], "far": 0.2,
-                "limit": 1, "steps": {"pgd": 1, "cw": 1}, "out": "out", "device": "cpu",
+                "limit": 1, "steps": {"pgd": 1, "cw": 1, "pictures": 2}, "out": "out", "device": "cpu",
                 "train": ["rec=synthetic", "num_image=32", "batch_size=16", "num_epoch=1", "device=cpu", "num_workers=0", "xi=1.0"]}
     execute(NAME, tmp_path, monkeypatch, "CERTROBFR_EVAL", settings)
     for protocol in ("strict", "paper"):
