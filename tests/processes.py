@@ -81,7 +81,7 @@ def _train(arguments) -> int:
 def python(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
     """What `python -m MODULE ...` or `python SCRIPT ...` returns, prints and says, in a process of its own with these variables as well."""
     with TemporaryDirectory() as folder:
-        process = FORKED.Process(target=_python, args=([*map(str, arguments)], cwd or os.getcwd(), {**os.environ, **environment}, folder))
+        process = FORKED.Process(target=_python, args=([*map(str, arguments)], str(cwd or os.getcwd()), {**os.environ, **environment}, folder))
         process.start()
         process.join(300)
         process.kill()

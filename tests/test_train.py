@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import train_as_ranks
+from processes import python, train_as_ranks
 
 import train
 from config import config
+from eval.verification import read_bin
 from utils.utils_callbacks import CallBackVerification
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +72,7 @@ def test_a_run_leaves_its_log_weights_and_state(reference):
     assert weights(reference, "header_final.pt")["weight"].shape == (6, 128)
     assert {"state_00000006.pt", "synthetic.bin", "tensorboard"} <= {path.name for path in reference.iterdir()}
     assert not list(reference.glob(".*tmp"))
+    assert len(read_bin(reference / "synthetic.bin").same) == 48, "as many pairs as images"
 
 
 def test_two_ranks_give_the_curve_of_one(reference, tmp_path):
@@ -175,13 +177,13 @@ def test_a_resumed_run_has_the_same_partners_and_jitter(contrasted, tmp_path, mo
 
 def test_accumulation_does_not_change_the_gradient(reference, tmp_path):
     """Margins by rank over the whole batch included."""
-    assert run(tmp_path, "grad_accum_steps=3", "header_args={'std': 0.1}") == 0
+    assert run(tmp_path, "grad_accum_steps=3", "header_args={'std': 0.1}") == 0 and not (tmp_path / "synthetic.bin").exists()
     assert torch.allclose(torch.tensor(curve(reference)), torch.tensor(curve(tmp_path)), rtol=1e-4, atol=2e-4)
 
 
 def test_the_lln_run_is_the_same_loop(tmp_path):
-    done = subprocess.run([sys.executable, "train_lln.py", *SMALL[:4], "batch_size=24", "num_epoch=1", "frequent=1", "device=cpu",
-                           f"output={tmp_path}", "val_targets=[]"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = python(ROOT / "train_lln.py", *SMALL[:4], "batch_size=24", "num_epoch=1", "frequent=1", "device=cpu", f"output={tmp_path}",
+                  "val_targets=[]", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(curve(tmp_path)) == 2 and all(row[5] == 0 for row in curve(tmp_path))
     assert "header               naive" in (tmp_path / "training.log").read_text()
