@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the reference data {SHARED} is not here")
 
-# Those whose few tests take long. A process that runs tests takes one file after another (--dist loadfile): one of these as the last would be waited for.
+# Those whose few tests take long. Processes take one file after another (--dist loadfile): one of these as the last would be waited for.
 FIRST = ("test_notebooks.py", "test_train.py", "test_faults.py", "test_notebook_eval.py", "test_ablation.py", "test_contributing.py",
          "test_adversarial_training.py", "test_folder.py")
 

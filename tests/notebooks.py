@@ -41,7 +41,7 @@ def check_committed(name: str, pictures: int) -> tuple[nbformat.NotebookNode, li
 
 @contextmanager
 def started_kernel() -> Iterator[AsyncKernelManager]:
-    """A kernel that knows this repository. One runs several notebooks: to start it and to import the libraries takes longer than most of them."""
+    """A kernel that knows this repository. One runs several notebooks: to start it takes longer than most of them."""
     kernel = AsyncKernelManager(kernel_name="python3")
     run_sync(kernel.start_kernel)(env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())})
     try:
@@ -51,16 +51,17 @@ def started_kernel() -> Iterator[AsyncKernelManager]:
 
 
 def execute(name: str, folder: Path, kernel: AsyncKernelManager, variable: str, settings: dict) -> nbformat.NotebookNode:
-    """The notebook, run from top to bottom in `folder` with `settings` in the environment `variable` and with no names of an earlier one; it
-    must not end in an error.
+    """The notebook, run from top to bottom in `folder` with `settings` in the environment `variable` and no names of an earlier one; it must
+    not end in an error.
     """
     notebook = read(name)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
-    notebook.cells.insert(1, nbformat.v4.new_code_cell(f"import os\nos.chdir({str(folder)!r})\nos.environ[{variable!r}] = {json.dumps(settings)!r}"))
+    place = f"import os\nos.chdir({str(folder)!r})\nos.environ[{variable!r}] = {json.dumps(settings)!r}"
+    notebook.cells[:0] = [nbformat.v4.new_code_cell(code) for code in ("%reset -f", place)]
     client = NotebookClient(notebook, km=kernel, timeout=300)
     try:
         client.execute()
     finally:
-        client.kc.stop_channels()
+        if client.kc is not None:
+            client.kc.stop_channels()
     assert not [output for output in outputs(notebook) if output.output_type == "error"]
     return notebook

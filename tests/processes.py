@@ -1,7 +1,7 @@
 """New processes: several that work as the ranks of a group, and one that runs a command.
 
-They are forked from a process of `multiprocessing` that has loaded the libraries and nothing else: importing these anew takes each process seconds,
-which is more than what it does in most tests.
+They are forked from a process of `multiprocessing` that has loaded the libraries and nothing else: importing these anew takes each process
+seconds, which is more than what it does in most tests.
 """
 import contextlib
 import gc
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,12 @@ def _member(rank, work, folder, world):
 
 
 def as_ranks(world, work, *arguments) -> list:
-    """What work(*arguments), a function of a module, returns in each of `world` new processes with the environment that torchrun gives them."""
+    """What work(*arguments), a function of a module, returns in each of `world` new processes that torchrun might have started, by their
+    environment.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one for all its processes
-    given = {**os.environ, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-             "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
+    given = {**os.environ, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(_rank, (given, folder, work, arguments), nprocs=world, start_method="forkserver")
         return [pickle.loads((Path(folder) / str(number)).read_bytes()) for number in range(world)]
@@ -79,14 +82,19 @@ def _train(arguments) -> int:
 
 
 def python(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """What `python -m MODULE ...` or `python SCRIPT ...` returns, prints and says, in a process of its own with these variables as well."""
+    """What `python -m MODULE ...` or `python SCRIPT ...` returns, prints and says, in a process of its own with these variables as well.
+
+    It differs from one in that libraries are there already; what is about the start of the interpreter or its end needs a real one.
+    """
+    arguments, environment = [*map(str, arguments)], {**os.environ, **environment}
     with TemporaryDirectory() as folder:
-        process = FORKED.Process(target=_python, args=([*map(str, arguments)], str(cwd or os.getcwd()), {**os.environ, **environment}, folder))
+        process = FORKED.Process(target=_python, args=(arguments, str(cwd or os.getcwd()), environment, folder))
         process.start()
         process.join(300)
         process.kill()
         process.join()
-        return subprocess.CompletedProcess(arguments, process.exitcode, *((Path(folder) / name).read_text() for name in ("stdout", "stderr")))
+        told = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *told)
 
 
 def _python(arguments, cwd, environment, folder) -> None:
@@ -96,10 +104,11 @@ def _python(arguments, cwd, environment, folder) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix, site.getuserbase()))]
     is_module = arguments[0] == "-m"
     sys.argv[:] = arguments[is_module:]
-    sys.path[:] = [cwd if is_module else os.path.dirname(arguments[0]), *filter(None, environment.get("PYTHONPATH", "").split(":")), *installed]
+    given = filter(None, environment.get("PYTHONPATH", "").split(":"))
+    sys.path[:] = [cwd if is_module else os.path.dirname(arguments[0]), *given, *installed]
     if is_module:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:

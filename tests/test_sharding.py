@@ -188,8 +188,8 @@ def test_four_processes_with_a_shard_each_train_what_one_does(world):
 
 
 def test_a_state_goes_on_with_another_number_of_processes(world, tmp_path, capsys):
-    train_as_ranks(2, settings(world, tmp_path / "two", "header_shards=True", "save_header=True", f"resume={world / 'four/state_00000002.pt'}",
-                               "resume_changed=True"))
+    train_as_ranks(2, settings(world, tmp_path / "two", "header_shards=True", "save_header=True",
+                               f"resume={world / 'four/state_00000002.pt'}", "resume_changed=True"))
     assert alike(weights(tmp_path / "two"), weights(world / "whole"))
     assert alike(weights(tmp_path / "two", "header_final.pt"), weights(world / "whole", "header_final.pt"))
     assert run(world, tmp_path / "one", f"resume={world / 'four/state_00000004.pt'}", "resume_changed=True") == 0
