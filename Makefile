@@ -16,7 +16,7 @@ DATA ?= $(FACES)
 
 .PHONY: install install-dev test demo faces ablation bench lint docs check-gpu clean
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests
 
 demo: install
 	rm -rf $(DEMO)

@@ -265,16 +265,18 @@ def training_set(cfg: EasyDict) -> Faces:
 
 
 def verification_of(cfg: EasyDict, image_size: Sequence[int], run: Run) -> CallBackVerification:
-    """On the .bin files beside the data, the first where there are several, with synthetic data on pairs of further identities; the best so
-    far are part of the state.
+    """On the .bin files beside the data, the first where there are several, with synthetic data on pairs of further identities, as many as
+    there are images up to 400; the best so far are part of the state.
     """
     first = Path(sources(cfg.rec)[0])
     targets, folder = cfg.val_targets, first if first.is_dir() else first.parent
     with contextlib.ExitStack() as stack:
         if cfg.rec == "synthetic":
             targets, file = ["synthetic"] if targets is None else targets, Path(cfg.output) / "synthetic.bin"
-            from_first_rank(lambda: write_bin(file, *synthetic_pairs(num_pairs=400, seed=cfg.seed)))
-            folder = stack.enter_context(file_of_first_rank(file)).parent
+            if targets:
+                count = max(20, min(400, cfg.num_image or 400))  # two for each of the ten folds of an accuracy
+                from_first_rank(lambda: write_bin(file, *synthetic_pairs(num_pairs=count, seed=cfg.seed)))
+                folder = stack.enter_context(file_of_first_rank(file)).parent
         with all_or_none():
             verification = CallBackVerification(targets, folder, image_size=image_size)
     require_agreement({"sets of pairs": {name: len(verify.keywords["pairs"].same) for name, verify in verification.verify.items()}})

@@ -1,11 +1,16 @@
 """Reading and running the notebooks of this repository."""
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import torch
 from conftest import ROOT
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 
@@ -34,12 +39,29 @@ def check_committed(name: str, pictures: int) -> tuple[nbformat.NotebookNode, li
     return notebook, code
 
 
-def execute(name: str, folder: Path, monkeypatch, variable: str, settings: dict) -> nbformat.NotebookNode:
-    """The notebook, run from top to bottom in `folder` with `settings` in the environment `variable`; it must not end in an error."""
+@contextmanager
+def started_kernel() -> Iterator[AsyncKernelManager]:
+    """A kernel that knows this repository. One runs several notebooks: to start it takes longer than most of them."""
+    kernel = AsyncKernelManager(kernel_name="python3")
+    run_sync(kernel.start_kernel)(env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    try:
+        yield kernel
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def execute(name: str, folder: Path, kernel: AsyncKernelManager, variable: str, settings: dict) -> nbformat.NotebookNode:
+    """The notebook, run from top to bottom in `folder` with `settings` in the environment `variable` and no names of an earlier one; it must
+    not end in an error.
+    """
     notebook = read(name)
-    monkeypatch.setenv(variable, json.dumps(settings))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    place = f"import os\nos.chdir({str(folder)!r})\nos.environ[{variable!r}] = {json.dumps(settings)!r}"
+    notebook.cells[:0] = [nbformat.v4.new_code_cell(code) for code in ("%reset -f", place)]
+    client = NotebookClient(notebook, km=kernel, timeout=300)
+    try:
+        client.execute()
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
     assert not [output for output in outputs(notebook) if output.output_type == "error"]
     return notebook

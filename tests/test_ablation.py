@@ -10,7 +10,7 @@ import ablation
 import lda
 from backbones import get_backbone, register
 from eval.audit import driver
-from eval.show import tables
+from eval.show import report, tables
 from eval.show.tables import Column, Table
 from utils import checkpoint
 
@@ -27,6 +27,12 @@ def faces(tmp_path, monkeypatch):
     tiny_training.write_faces(tmp_path / "faces")
     small_world.write_bin(tmp_path / "faces" / "some.bin", small_world.faces(16))
     return tmp_path
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Half of the time of small runs goes into drawing, which other tests see."""
+    monkeypatch.setattr(report, "figures", lambda *_: None)
 
 
 def run(*more):
@@ -74,7 +80,7 @@ def test_from_faces_to_tables_and_nothing_twice(faces, monkeypatch):
     assert run(kinds) == 0 and records == {path: path.stat().st_mtime_ns for path in records}
 
 
-def test_runs_of_other_settings_are_refused(faces, capsys):
+def test_runs_of_other_settings_are_refused(faces, without_figures, capsys):
     assert run("runs=['xi1']") == 0
     assert run("runs=['xi1']", "lr=0.01") == 2
     assert "lr 0.001, not 0.01" in capsys.readouterr().err
@@ -84,7 +90,7 @@ def test_runs_of_other_settings_are_refused(faces, capsys):
     assert "bin_sha256" in capsys.readouterr().err
 
 
-def test_another_network_gets_the_epochs_that_its_steps_leave_time_for(faces, monkeypatch):
+def test_another_network_gets_the_epochs_that_its_steps_leave_time_for(faces, without_figures, monkeypatch):
     monkeypatch.setitem(ablation.RUNS, "plus", ablation.Run("other_tiny", {"xi": 3.0, "backbone": "other_tiny"}, time=2.0))
     assert run("runs=['plus']", "num_epoch=4") == 0
     trained = json.loads((faces / "out/plus/train/complete.json").read_text())
@@ -92,7 +98,7 @@ def test_another_network_gets_the_epochs_that_its_steps_leave_time_for(faces, mo
     assert json.loads((faces / "out/plus/some/strict_far0.5/summary.json").read_text())["backbone"] == "other_tiny"
 
 
-def test_an_audit_of_other_settings_is_done_again(faces):
+def test_an_audit_of_other_settings_is_done_again(faces, without_figures):
     audits = faces / "out/xi1/some/strict_far0.5/audit.json"
     assert run("runs=['xi1']") == 0 and json.loads(audits.read_text())["settings"]["limit"] == 2
     assert run("runs=['xi1']", "audit_limit=3", "audit_steps=2") == 0

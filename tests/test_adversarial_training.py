@@ -1,11 +1,7 @@
 """Training on noisy and on attacked images: the noise, the attack of a step, the TRADES loss, and what it does for people not trained on."""
 import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +9,7 @@ import small_world
 import tiny_training
 import torch
 import torch.nn.functional as F
-from processes import in_processes
+from processes import in_processes, train_as_ranks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,7 +29,6 @@ from utils.philox import normals, philox
 from utils.recordio import RecordWriter, pack
 from utils.utils_callbacks import CallBackVerification
 
-ROOT = Path(__file__).resolve().parents[1]
 LOW = 0xFFFFFFFF
 # seven persons of a batch, -1 being nobody; 3 is alone
 LABELS = torch.tensor([0, 1, 0, -1, 3, 1, 0, -1])
@@ -424,10 +419,7 @@ def test_two_processes_end_with_the_weights_of_one(faces, tmp_path, kind, parts)
     """`tiny` has weights that are computed once a step, for the attack and for the training."""
     same = (*KINDS[kind], "backbone=tiny", "header=arcface", "num_epoch=1", "lr=1e-3")
     assert train.run(config, settings(faces, tmp_path / "one", *same)) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/tiny_training.py",
-               *settings(faces, tmp_path / "two", *same, f"grad_accum_steps={parts}")]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_as_ranks(2, settings(faces, tmp_path / "two", *same, f"grad_accum_steps={parts}"))
     other = weights(tmp_path / "two")
     for key, value in weights(tmp_path / "one").items():
         assert (value - other[key]).norm() <= 2e-3 * value.norm(), key

@@ -13,6 +13,7 @@ import small_world
 import torch
 from conftest import ROOT
 from PIL import Image
+from processes import python
 from small_world import summary_of
 
 import eval.__main__ as command_line
@@ -60,8 +61,7 @@ def read_csv(path):
 @pytest.fixture(scope="session", params=["strict", "paper"])
 def result(request, files, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "new" / request.param
-    command = [sys.executable, "-m", "eval", *arguments(files, out, "--protocol", request.param)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = python("-m", "eval", *arguments(files, out, "--protocol", request.param), cwd=ROOT)
     assert run.returncode == 0, run.stderr
     return request.param, out, run
 

@@ -1,12 +1,10 @@
 """Training under faults that are injected: signals, full disks, damaged states, numbers that are not finite, bad records, dead workers."""
-import json
 import logging
 import math
 import os
 import pickle
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import warnings
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import as_ranks
 from tiny_training import SETTINGS, write_faces
 from torch import nn
 
@@ -411,7 +410,7 @@ class Deadly(torch.utils.data.Dataset):
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGBUS", "hang"])
 def test_a_worker_that_dies_or_hangs_names_its_record(how):
     with pytest.raises(InputError, match="a.rec: key 13") as error:
-        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 60))
+        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 20))
     assert "\n" not in str(error.value) and ("timed out" in str(error.value)) == (how == "hang")
 
 
@@ -436,11 +435,9 @@ class Sum(nn.Module):
         return images.flatten(1).sum(1, keepdim=True).repeat(1, 4)
 
 
-def _in_group(number, tasks) -> dict:
+def _in_group(arguments) -> dict:
     from utils.distributed import barrier, process_group
-    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    found = {}
+    found, number = {}, int(os.environ["RANK"])
 
     def note(name, task):
         try:
@@ -449,7 +446,7 @@ def _in_group(number, tasks) -> dict:
             found[name] = f"{type(error).__name__}: {error}"
     try:
         with process_group("cpu", timeout=30) as device:
-            settings = override(config, [*SETTINGS, *tasks["arguments"]])
+            settings = override(config, [*SETTINGS, *arguments])
             note("training", lambda: train.train(settings, device))
             bad = InputError("a.rec: key 7: damaged") if number else 2
             note("bad data", lambda: list(in_lockstep(Batches([1, bad]), StopSignals(), 0)))
@@ -465,20 +462,11 @@ def _in_group(number, tasks) -> dict:
     return found
 
 
-def _process(number, folder, arguments):
-    os.environ["MASTER_PORT"] = (folder / "port").read_text()
-    (folder / f"result{number}").write_text(json.dumps(_in_group(number, {"arguments": arguments})))
-
-
 @pytest.fixture(scope="module")
 def two_ranks(faces, tmp_path_factory):
     """A folder with the run of two ranks, and what each of these said to the tasks above."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (folder / "port").write_text(str(free.getsockname()[1]))
-    torch.multiprocessing.spawn(_process, (folder, [f"rec={faces}", f"output={folder / 'run'}"]), nprocs=2)
-    return folder / "run", *(json.loads((folder / f"result{number}").read_text()) for number in range(2))
+    return folder / "run", *as_ranks(2, _in_group, [f"rec={faces}", f"output={folder / 'run'}"])
 
 
 def test_two_ranks_survive_a_kill_and_a_signal_by_themselves(faces, two_ranks, tmp_path):

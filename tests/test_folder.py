@@ -1,13 +1,13 @@
 """One run at a time writes to a folder, and what one machine has and another lacks."""
-import json
 import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
-import torch
 from conftest import ROOT
+from processes import FORKED, as_ranks
 from small_world import command, world  # noqa: F401
 from tiny_training import SETTINGS, write_faces
 
@@ -18,7 +18,11 @@ from utils.faults import folder as folders
 from utils.faults.folder import is_owned, owned
 from utils.utils_callbacks import CallBackCheckpoint
 
-HOLD = "import sys, time; sys.path.insert(0, '.'); from utils.faults.folder import owned\nwith owned(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+
+def _hold(path, told):
+    with owned(path):
+        told.send("held")
+        time.sleep(600)
 
 
 @pytest.fixture
@@ -27,14 +31,16 @@ def holder(tmp_path):
     started = []
 
     def hold(path):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        told, tells = FORKED.Pipe(duplex=False)
+        process = FORKED.Process(target=_hold, args=(path, tells))
+        process.start()
         started.append(process)
-        assert process.stdout.readline() == "held\n"
+        assert told.recv() == "held"
         return process
     yield hold
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_the_second_run_is_refused_and_touches_nothing(holder, tmp_path, capsys):
@@ -48,7 +54,7 @@ def test_the_second_run_is_refused_and_touches_nothing(holder, tmp_path, capsys)
     assert error.count("\n") == 1 and f"{out}: another run is writing there (process {process.pid} on {socket.gethostname()})" in error
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     process.kill()
-    process.wait()
+    process.join()
     assert train.run(config, arguments) == 0, "a killed run leaves no lock"
     assert not list(out.glob(".*"))
 
@@ -56,7 +62,7 @@ def test_the_second_run_is_refused_and_touches_nothing(holder, tmp_path, capsys)
 def test_a_job_that_is_started_anew_waits_for_the_lock_of_a_machine_that_is_gone(holder, tmp_path, monkeypatch):
     process, waits = holder(tmp_path / "out"), []
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    monkeypatch.setattr(folders.time, "sleep", lambda seconds: (waits.append(seconds), process.kill(), process.wait()))
+    monkeypatch.setattr(folders.time, "sleep", lambda seconds: (waits.append(seconds), process.kill(), process.join()))
     with owned(tmp_path / "out"):
         assert waits, "it was held at first"
     monkeypatch.setattr(folders, "LEASE", 0.0)
@@ -169,15 +175,14 @@ def _tasks(device) -> dict:
     return found
 
 
-def _process(number, folder):
+def _on_a_machine(folder) -> dict:
     from utils.distributed import process_group
-    port = (folder / "port").read_text()
-    os.environ.update(RANK=str(number), LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    torch.set_num_threads(1)
-    (folder / f"machine{number}").mkdir()
-    os.chdir(folder / f"machine{number}")
+    own = folder / f"machine{os.environ['RANK']}"
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    own.mkdir()
+    os.chdir(own)
     with process_group("cpu", timeout=60) as device:
-        (folder / f"result{number}").write_text(json.dumps(_tasks(device)))
+        return _tasks(device)
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +191,7 @@ def machines(tmp_path_factory):
     for name, people in (("data", 12), ("other", 13)):
         (folder / name).mkdir()
         write_faces(folder / name, people=people)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (folder / "port").write_text(str(free.getsockname()[1]))
-    torch.multiprocessing.spawn(_process, (folder,), nprocs=2)
-    return folder, *(json.loads((folder / f"result{number}").read_text()) for number in range(2))
+    return folder, *as_ranks(2, _on_a_machine, folder)
 
 
 def test_errors_of_one_process_are_those_of_all(machines):

@@ -25,9 +25,15 @@ def test_it_is_committed_executed(name):
     assert not any(re.search(r"^\s*(def|class|for|while|with) ", cell.source, re.MULTILINE) for cell in code), "calls, no algorithms"
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    with notebooks.started_kernel() as kernel:
+        yield kernel
+
+
 @pytest.fixture
-def execute(tmp_path, monkeypatch):
-    return lambda name, variable, settings: notebooks.execute(name, tmp_path, monkeypatch, variable, settings)
+def execute(kernel, tmp_path):
+    return lambda name, variable, settings: notebooks.execute(name, tmp_path, kernel, variable, settings)
 
 
 @pytest.mark.parametrize("name, variable, settings, message", [

@@ -1,7 +1,6 @@
 """Training as scripts written against the published repository call it, and its loop against a few plain lines."""
 import logging
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
+from processes import python
 from small_world import Tiny
 from tiny_training import write_faces
 from torch import nn
@@ -410,7 +410,7 @@ def outside(folder, faces, *arguments):
     (folder / "mine" / "broken.py").write_text("1 / 0\n")
     script = Path(train.__file__).resolve()
     given = {argument.partition("=")[0]: argument for argument in (*run_settings(faces, "out", "seed=3"), *arguments)}
-    return subprocess.run([sys.executable, str(script), *given.values()], cwd=folder, capture_output=True, text=True, timeout=300)
+    return python(script, *given.values(), cwd=folder)
 
 
 def test_a_header_of_somebody_else(tmp_path):

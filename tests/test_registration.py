@@ -1,5 +1,4 @@
 """Networks by name: registered beside their definition, in a file dropped into the package, or in another project; what checkpoints say."""
-import os
 import pickletools
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
+from processes import python
 from small_world import Tiny, command, world  # noqa: F401
 from torch import nn
 
@@ -148,10 +148,10 @@ def test_a_network_of_another_project_is_certified_from_its_folder(outside, tmp_
     import small_world
     small_world.write_bin(tmp_path / "faces.bin", small_world.faces(16))
     torch.save(get_backbone("outside_nets:Small").state_dict(), tmp_path / "w.pt")
-    run = [sys.executable, "-m", "eval", "certify", "--bin", "faces.bin", "--weights", "w.pt", "--out", "out", "--device", "cpu",
+    run = ["-m", "eval", "certify", "--bin", "faces.bin", "--weights", "w.pt", "--out", "out", "--device", "cpu",
            "--tau", "0.3", "--num-workers", "0", "--backbone"]
     for name, status in (("outside_nets:Small", 0), ("outside_nets:Scaled", 2)):
-        done = subprocess.run([*run, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = python(*run, name, cwd=tmp_path, PYTHONPATH=str(ROOT))
         assert done.returncode == status, done.stderr
     assert done.stderr.count("\n") == 1 and (tmp_path / "out" / "summary.json").exists()
 

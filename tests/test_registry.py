@@ -1,11 +1,11 @@
 """Things by name: registration, aliases, nearest names, and those of other projects."""
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
+from processes import python
 
 from utils import InputError
 from utils.registry import Registry
@@ -132,6 +132,5 @@ def test_what_cannot_be_imported_says_so(orchard, fruits, name, words):
 
 
 def test_command_lines_say_it_in_one_line(orchard):
-    command = [sys.executable, str(ROOT / "train.py"), "header=somewhere.many:Head"]
-    done = subprocess.run(command, cwd=orchard, capture_output=True, text=True, timeout=120)
+    done = python(ROOT / "train.py", "header=somewhere.many:Head", cwd=orchard)
     assert done.returncode == 2 and done.stderr == "train: header somewhere.many:Head: cannot be imported: ValueError: two lines\n"

@@ -3,6 +3,7 @@ import errno
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -69,8 +70,14 @@ def test_in_a_worker_it_ends_the_run_with_a_state(tmp_path, monkeypatch, capsys,
     assert words in err and err.count("\n") == 1
     text = (tmp_path / "training.log").read_text()
     assert "Global Step: 1 " not in text or list(tmp_path.glob("state_*.pt"))
-    with pytest.raises(RuntimeError, match="another matter"):
-        list(get_dataloader(Short(RuntimeError("another matter")), 8, num_workers=1))
+
+
+def test_another_error_of_a_worker_is_left_as_it_is():
+    loader = get_dataloader(Short(RuntimeError("another matter")), 8, num_workers=1)
+    with pytest.raises(RuntimeError, match="another matter") as error:
+        list(loader)
+    traceback.clear_frames(error.tb)  # which hold the worker, for which the garbage collector would wait five seconds
+    del loader
 
 
 class NoFileLeft:

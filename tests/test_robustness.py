@@ -1,21 +1,19 @@
 """`python -m eval attack`: its columns against attacks run pair by pair, its figures against its columns."""
 import contextlib
 import math
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from processes import command_as_ranks
 from small_world import command, faces, summary_of, world, write_bin  # noqa: F401
 
 import attacks
 import backbones
 import backbones.custom_layers as layers
+import eval.__main__ as command_line
 from backbones import get_backbone, load_network
 from eval import records, robustness, verification
 from eval.evaluation import Evaluation
@@ -436,17 +434,13 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     write_bin(tmp_path / "faces.bin", faces(28))
     torch.manual_seed(0)
     torch.save(get_backbone("sllnet_mnist").state_dict(), tmp_path / "weights.pt")
-    arguments = ["-m", "eval", "attack", "--bin", str(tmp_path / "faces.bin"), "--backbone", "sllnet_mnist",
+    arguments = ["attack", "--bin", str(tmp_path / "faces.bin"), "--backbone", "sllnet_mnist",
                  "--weights", str(tmp_path / "weights.pt"), "--device", "cpu", "--num-workers", "0", "--far", "0.3",
                  "--attack", "pgd", "--eps-u", "0.1", "0.3", "--eps", "0.005", "0.02", "--no-skip", "--steps", "4",
                  "--batch-size", "5"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for ranks in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
-        run = subprocess.run([sys.executable, *launch, *arguments, "--out", str(tmp_path / str(ranks))], cwd=ROOT,
-                             capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.count("ERA") == 6
+        printed = command_as_ranks(ranks, command_line.main, [*arguments, "--out", str(tmp_path / str(ranks))])
+        assert printed.count("ERA") == 6
     one, two = read(tmp_path / "1"), read(tmp_path / "2")
     for table, other in zip((*one[:2], one[3]), (*two[:2], two[3])):
         pd.testing.assert_frame_equal(table, other, rtol=1e-5, atol=1e-6)

@@ -1,15 +1,12 @@
 """A header dealt out to processes: losses, gradients, training and states are those of one that every process holds."""
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_training
 import torch
 import torch.nn.functional as F
-from processes import in_processes
+from processes import in_processes, train_as_ranks
 
 import losses
 import sharding
@@ -151,16 +148,12 @@ def test_the_loss_of_a_sample_is_over_its_classes():
 
 # the training script ---------------------------------------------------------------------------------------------------------------
 
+def settings(faces, output, *arguments):
+    return list({argument.partition("=")[0]: argument for argument in (*SETTINGS, f"rec={faces}", f"output={output}", *arguments)}.values())
+
+
 def run(faces, output, *arguments):
-    given = {argument.partition("=")[0]: argument for argument in (*SETTINGS, f"rec={faces}", f"output={output}", *arguments)}
-    return train.run(config, list(given.values()))
-
-
-def torchrun(world, faces, output, *arguments):
-    given = {argument.partition("=")[0]: argument for argument in (*SETTINGS, f"rec={faces}", f"output={output}", *arguments)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", tiny_training.__file__, *given.values()]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    return train.run(config, settings(faces, output, *arguments))
 
 
 def weights(output, name="model_final.pt"):
@@ -176,7 +169,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     tiny_training.write_faces(folder)
     assert run(folder, folder / "whole") == 0
-    torchrun(4, folder, folder / "four", "header_shards=True", "save_header=True", "keep_states=9")
+    train_as_ranks(4, settings(folder, folder / "four", "header_shards=True", "save_header=True", "keep_states=9"))
     return folder
 
 
@@ -195,7 +188,8 @@ def test_four_processes_with_a_shard_each_train_what_one_does(world):
 
 
 def test_a_state_goes_on_with_another_number_of_processes(world, tmp_path, capsys):
-    torchrun(2, world, tmp_path / "two", "header_shards=True", "save_header=True", f"resume={world / 'four/state_00000002.pt'}", "resume_changed=True")
+    train_as_ranks(2, settings(world, tmp_path / "two", "header_shards=True", "save_header=True",
+                               f"resume={world / 'four/state_00000002.pt'}", "resume_changed=True"))
     assert alike(weights(tmp_path / "two"), weights(world / "whole"))
     assert alike(weights(tmp_path / "two", "header_final.pt"), weights(world / "whole", "header_final.pt"))
     assert run(world, tmp_path / "one", f"resume={world / 'four/state_00000004.pt'}", "resume_changed=True") == 0

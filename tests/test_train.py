@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import python, train_as_ranks
 
 import train
 from config import config
+from eval.verification import read_bin
 from utils.utils_callbacks import CallBackVerification
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,15 +22,12 @@ SPEED = re.compile(r"Training: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}-Speed \d+\.\
                    r"Epoch: (\d+)   Global Step: (\d+)   Required: \d+ hours  Feat Norm (\d+\.\d{4})  Reg Loss (\d+\.\d{4})$")
 
 
+def settings(output, *arguments) -> list[str]:
+    return list({argument.partition("=")[0]: argument for argument in (*SMALL, f"output={output}", *arguments)}.values())
+
+
 def run(output, *arguments) -> int:
-    given = {argument.partition("=")[0]: argument for argument in (*SMALL, f"output={output}", *arguments)}
-    return train.run(config, list(given.values()))
-
-
-def torchrun(output, *arguments, processes=2):
-    given = {argument.partition("=")[0]: argument for argument in (*SMALL, f"output={output}", *arguments)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py", *given.values()]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    return train.run(config, settings(output, *arguments))
 
 
 def curve(output) -> list[list[float]]:
@@ -43,8 +42,8 @@ def weights(output, name="model_final.pt"):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As many as `torchrun` above gives each process. At the orthogonal start many correlations of SLL are rounding noise around 0, whose
-    signs, and with them the gradient, depend on how products are split over threads: that is not what ranks are compared for.
+    """As many as ranks have. At the orthogonal start many correlations of SLL are rounding noise around 0, whose signs, and with them the
+    gradient, depend on how products are split over threads: that is not what ranks are compared for.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,10 +72,13 @@ def test_a_run_leaves_its_log_weights_and_state(reference):
     assert weights(reference, "header_final.pt")["weight"].shape == (6, 128)
     assert {"state_00000006.pt", "synthetic.bin", "tensorboard"} <= {path.name for path in reference.iterdir()}
     assert not list(reference.glob(".*tmp"))
+    assert len(read_bin(reference / "synthetic.bin").same) == 48, "as many pairs as images"
 
 
 def test_two_ranks_give_the_curve_of_one(reference, tmp_path):
-    done = torchrun(tmp_path, "header_args={'std': 0.1}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py",
+               *settings(tmp_path, "header_args={'std': 0.1}")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = torch.tensor(curve(reference)), torch.tensor(curve(tmp_path))
     assert torch.allclose(one, two, rtol=1e-4, atol=2e-4) and len(two) == 6
@@ -86,8 +88,7 @@ def test_two_ranks_give_the_curve_of_one(reference, tmp_path):
 
 def test_two_ranks_adapt_adacos_as_one(tmp_path):
     assert run(tmp_path / "one", "header=adacos") == 0
-    done = torchrun(tmp_path / "two", "header=adacos", "grad_accum_steps=2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_as_ranks(2, settings(tmp_path / "two", "header=adacos", "grad_accum_steps=2"))
     assert torch.allclose(torch.tensor(curve(tmp_path / "one")), torch.tensor(curve(tmp_path / "two")), rtol=1e-4, atol=2e-4)
     one, two = weights(tmp_path / "one", "header_final.pt")["s"], weights(tmp_path / "two", "header_final.pt")["s"]
     assert torch.allclose(one, two, rtol=1e-5)
@@ -106,8 +107,7 @@ def contrasted(tmp_path_factory):
 
 
 def test_two_ranks_in_parts_contrast_the_whole_batch_as_one(contrasted, tmp_path):
-    done = torchrun(tmp_path, *CONTRAST, "grad_accum_steps=2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_as_ranks(2, settings(tmp_path, *CONTRAST, "grad_accum_steps=2"))
     one, two = torch.tensor(curve(contrasted)), torch.tensor(curve(tmp_path))
     assert torch.allclose(one, two, rtol=1e-4, atol=2e-4) and len(two) == 6
 
@@ -115,7 +115,7 @@ def test_two_ranks_in_parts_contrast_the_whole_batch_as_one(contrasted, tmp_path
 def test_two_ranks_in_parts_end_with_the_weights_of_one(tmp_path):
     """Without jitter: with it a bias has so small a gradient that rounding chooses its sign, and AdamW steps by that."""
     assert run(tmp_path / "one", *CONTRAST, "jitter=0") == 0
-    assert torchrun(tmp_path / "two", *CONTRAST, "jitter=0", "grad_accum_steps=2").returncode == 0
+    train_as_ranks(2, settings(tmp_path / "two", *CONTRAST, "jitter=0", "grad_accum_steps=2"))
     for key, value in weights(tmp_path / "one").items():
         assert (value - weights(tmp_path / "two")[key]).norm() <= 2e-3 * value.norm(), key
 
@@ -177,13 +177,13 @@ def test_a_resumed_run_has_the_same_partners_and_jitter(contrasted, tmp_path, mo
 
 def test_accumulation_does_not_change_the_gradient(reference, tmp_path):
     """Margins by rank over the whole batch included."""
-    assert run(tmp_path, "grad_accum_steps=3", "header_args={'std': 0.1}") == 0
+    assert run(tmp_path, "grad_accum_steps=3", "header_args={'std': 0.1}") == 0 and not (tmp_path / "synthetic.bin").exists()
     assert torch.allclose(torch.tensor(curve(reference)), torch.tensor(curve(tmp_path)), rtol=1e-4, atol=2e-4)
 
 
 def test_the_lln_run_is_the_same_loop(tmp_path):
-    done = subprocess.run([sys.executable, "train_lln.py", *SMALL[:4], "batch_size=24", "num_epoch=1", "frequent=1", "device=cpu",
-                           f"output={tmp_path}", "val_targets=[]"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = python(ROOT / "train_lln.py", *SMALL[:4], "batch_size=24", "num_epoch=1", "frequent=1", "device=cpu", f"output={tmp_path}",
+                  "val_targets=[]", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(curve(tmp_path)) == 2 and all(row[5] == 0 for row in curve(tmp_path))
     assert "header               naive" in (tmp_path / "training.log").read_text()

@@ -5,6 +5,7 @@ import multiprocessing.queues
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -193,6 +194,7 @@ def lasting(loader: DataLoader) -> Iterator:
         kind = shortage(error)
         if not loader.num_workers or kind is None and (str(error).startswith("Caught ") or "DataLoader" not in str(error)):
             raise
+        traceback.clear_frames(error.__traceback__)  # they hold the workers, until the garbage collector comes by, as `Loader` says
         reason = "" if str(error).startswith("Caught ") else f"{' '.join(str(error).split())[:200]}; "
         raise InputError(f"{reason}{advice(kind or 'memory')}") from error
 
