@@ -39,7 +39,8 @@ class Draws(NamedTuple):
 
 def gaussian(key: Sequence[int], draw: int, shape: Sequence[int]) -> np.ndarray:
     """Standard normal float32 numbers, the draw of that number."""
-    return np.random.default_rng((*key, draw)).standard_normal(tuple(shape), dtype=np.float32)
+    # the last word tells them from other random numbers that are keyed by a seed, as numpy takes words that are missing for 0
+    return np.random.default_rng((*key, draw, 1)).standard_normal(tuple(shape), dtype=np.float32)
 
 
 def noisy(image: Tensor, sigma: float, draws: Draws, batch_size: int) -> Iterator[Tensor]:

@@ -119,10 +119,9 @@ def _threshold(subject: Subject, found: pd.DataFrame, score: str, evaluation: Ev
 def _decided(found: pd.DataFrame, settings: Smoothing, tau: float, tau_mean: float) -> pd.DataFrame:
     """With what the samples prove of each decision: abstains; radius of the majority and radius_mean, 0 unless the decision is right."""
     accepts, same = found["median"] > tau, found["same"]
-    probability = smoothing.lower_probability(np.where(accepts, found["votes"], settings.n - found["votes"]), settings.n, settings.alpha)
-    radius = smoothing.smoothed_radius(probability, settings.sigma)
+    radius = settings.radius(accepts, found["votes"])
     threshold = np.nextafter((1 + np.where(found["low"], -tau_mean, tau_mean)) / 2, 1)  # rounded up
-    radius_mean = smoothing.smoothed_radius(found["bound"], settings.sigma, threshold)
+    radius_mean = smoothing.smoothed_radius(found["bound"], settings.applied, threshold)
     return found.assign(abstains=radius == 0, radius=np.where(accepts == same, radius, 0.),
                         radius_mean=np.where(found["low"] != same, radius_mean, 0.))
 

@@ -25,6 +25,7 @@ from utils import InputError
 _QUANTILE, _ROUNDING = 1e-9, 2.0 ** -46
 _BISECTIONS = 60
 THREATS = ("one", "joint")
+SIGMAS = 1e-3, 1e3  # what float32 has room for beside an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Smoothing:
     threat: str = "one"
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise InputError(f"sigma is {self.sigma}, expected a positive and finite number")
+        if not SIGMAS[0] <= self.sigma <= SIGMAS[1]:
+            raise InputError(f"sigma is {self.sigma}, expected a number from {SIGMAS[0]:g} to {SIGMAS[1]:g}")
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is {self.alpha}, expected a number between 0 and 1")
         if not 1 <= self.n0 <= self.n:
@@ -57,6 +58,16 @@ class Smoothing:
             raise InputError(f"threat is {self.threat!r}, expected one of {', '.join(THREATS)}")
         if self.seed < 0 or self.limit is not None and self.limit < 1:
             raise InputError(f"seed is {self.seed} and limit is {self.limit}, expected a number from 0, and one from 1 or none")
+
+    def radius(self, accepts: Any, votes: Any) -> np.ndarray:
+        """l2 radii [...] of decisions that accept [...], or reject, where so many of n samples accept, votes [...]; 0: they abstain."""
+        probability = lower_probability(np.where(accepts, votes, self.n - np.asarray(votes)), self.n, self.alpha)
+        return smoothed_radius(probability, self.applied)
+
+    @property
+    def applied(self) -> float:
+        """sigma as it is multiplied with the noise, in float32."""
+        return float(np.float32(self.sigma))
 
     @property
     def label(self) -> str:
@@ -87,11 +98,12 @@ def lower_probability(votes: Any, draws: int, alpha: float) -> np.ndarray:
 
 
 def smoothed_radius(probability: Any, sigma: float, threshold: Any = 0.5) -> np.ndarray:
-    """l2 radii [...]: sigma (Phi^-1(p) - Phi^-1(t)) for p [...] above the threshold t [...], both in [0, 1], else 0.
+    """l2 radii [...]: sigma (Phi^-1(p) - Phi^-1(t)) for p [...] above the threshold t [...], both in [0, 1], else 0; of p = 1, which no
+    samples prove, that of the number below.
 
     By the lemma of Neyman and Pearson there is a score with this p for which any larger change brings it to t.
     """
-    probability = np.asarray(probability, dtype=np.float64)
+    probability = np.minimum(np.asarray(probability, dtype=np.float64), np.nextafter(1, 0))
     quantile, least = ndtri(probability), ndtri(threshold)
     apart = (quantile - np.abs(quantile) * _ROUNDING) - (least + np.abs(least) * _ROUNDING)
     return np.where(probability > threshold, sigma * np.maximum(np.nan_to_num(apart), 0.) * (1 - _ROUNDING), 0.)

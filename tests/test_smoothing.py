@@ -69,12 +69,12 @@ def test_radii_are_those_of_neyman_and_pearson_and_never_above():
     for share, threshold, radius in zip(p, t, smoothed_radius(p, 0.7, t)):
         exact = 0.7 * (quantile(share) - quantile(threshold))
         assert radius == 0 if share <= threshold else exact - 1e-12 < radius <= mpmath.mpf(0.7) * (quantile(share) - quantile(threshold))
-    assert smoothed_radius([0.2, 0.5], 1.0).tolist() == [0, 0]
+    assert smoothed_radius([0.2, 0.5], 1.0).tolist() == [0, 0] and smoothed_radius(1.0, 1.0) == smoothed_radius(np.nextafter(1, 0), 1.0) > 8
     assert smoothed_radius(ndtr(1.5), 2.0) == pytest.approx(3.0, rel=1e-12)  # a half-space 3 away, under noise of 2
 
 
 def test_ten_thousand_decisions_are_covered():
-    """Two stages as they are run: at most alpha of the radii are above the distance at which the true majority turns."""
+    """Two stages, of votes that are drawn and not sampled with images: at most alpha of the radii are above the distance at which the true majority turns."""
     rng, count, sigma = np.random.default_rng(1), 10_000, 0.5
     for alpha, n in ((0.05, 200), (0.001, 1000)):
         distance = rng.uniform(-2 * sigma, 2 * sigma, count)  # to the half-space in which pairs are accepted; negative: rejected
@@ -307,7 +307,7 @@ def test_bad_input_ends_in_one_line(world, capsys, more, expected):
 
 
 def test_settings_are_checked_in_python_too():
-    for wrong in ({"sigma": 0.0}, {"sigma": math.nan}, {"alpha": 1.0}, {"alpha": math.nan}, {"n0": 2000}, {"threat": "both"}, {"limit": 0}):
+    for wrong in ({"sigma": 0.0}, {"sigma": math.nan}, {"sigma": 1e300}, {"sigma": 1e-30}, {"alpha": 1.0}, {"alpha": math.nan}, {"n0": 2000}, {"threat": "both"}, {"limit": 0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             smoothing.Smoothing(**{"sigma": 0.5, **wrong})
 
@@ -407,14 +407,33 @@ def test_radii_that_are_too_large_fail_the_audit(plane, monkeypatch, capsys):
     honest = smoothing.smoothed_radius
     monkeypatch.setattr(smoothing, "smoothed_radius", lambda *arguments: 2.5 * honest(*arguments))
     assert command(plane, "smooth", "--sigma", "0.25", "--n0", "50", "--n", "400", backbone="halfplane", tau="0.1") == 0
-    monkeypatch.undo()
     assert command(plane, "audit", "--steps", "10", "--draws", "8", "--restarts", "1", backbone="halfplane", tau=None) == 1
+    monkeypatch.undo()
     report = json.loads((plane / "out/audit.json").read_text())
     assert report["n_violations"] == report["n_fallen"] > 3 and report["chance"] < 1e-3 and report["violations"][0]["after"] < 0.5
     assert "wrong more often" in capsys.readouterr().out
+    assert command(plane, "audit", backbone="halfplane", tau=None) == 2 and "not that of the votes" in capsys.readouterr().err
 
 
 def test_falls_that_alpha_allows_are_no_violation():
     rows = pd.DataFrame({"fell": [True, False], "kind": "d", "row": [0, 1], "side": 0, "radius": 0.1, "norm": 0.1, "before": 1.0, "after": 0.1})
     assert audit.verdict(rows, 5000, 0.001)["violations"] == [] and audit.verdict(rows, 5000, 0.001)["n_fallen"] == 1
     assert audit.verdict(rows, 2, 1e-5)["n_violations"] == 1
+
+
+@pytest.mark.parametrize("threat, name, column, value, says", [
+    ("one", "pairs", "votes_left", 61, "radius_left"), ("one", "pairs", "radius_left", 77.0, "radius_left"),
+    ("one", "pairs", "radius", 0.2, "radius is not the smaller"), ("one", "pairs", "samples", 10**6, "samples, expected 60"),
+    ("one", "images", "alpha", 0.1, "alpha, expected 0.001"), ("one", "images", "radius_u", 3.0, "radius_u"),
+    ("joint", "pairs", "votes", 61, "radius_joint"), ("joint", "pairs", "radius_joint", 0.3, "radius_joint")])
+def test_records_that_do_not_follow_from_their_votes_are_refused(world, capsys, threat, name, column, value, says):
+    assert command(world, "smooth", *QUICK, "--threat", threat, backbone="loose") == 0
+    edited = table(world / "out", name)
+    edited.loc[0, column] = value
+    edited.to_csv(world / f"out/{name}.csv", index=False)
+    for what in (("plot", world / "out"), ("report", world / "out", "--out", world / "page.html"), ("smooth", "--eps", "70")):
+        capsys.readouterr()
+        done = command(world, *what, *QUICK, "--threat", threat, backbone="loose") if what[0] == "smooth" \
+            else command_line.main([*map(str, what)])
+        error = capsys.readouterr().err
+        assert done == 2 and f"{name}.csv: column {says}" in error and error.count("\n") == 1

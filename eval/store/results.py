@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.evaluation import Evaluation
 from eval.records import ATTACK_TYPES, Records
-from eval.store import provenance, schema
+from eval.store import provenance, schema, votes
 from eval.summary import Summary
 from eval.verification import PairSet
 from utils import InputError
@@ -59,6 +59,8 @@ def read_records(folder: str | os.PathLike[str], certified: bool = True, smoothe
         if missing := sorted(_needed(name, summary, certified) - set(table.columns)):
             raise InputError(f"{folder / name}: columns {', '.join(missing)} missing")
     found = Records(tables[PAIRS], tables[IMAGES], summary)
+    if found.smoothed:
+        votes.refuse_other_votes(folder / PAIRS, folder / IMAGES, found)
     if ATTACKS in tables:
         found.attacks = tables[ATTACKS].astype(ATTACK_TYPES)
         schema.refuse_other_rows(folder / ATTACKS, found)
