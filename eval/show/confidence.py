@@ -8,7 +8,7 @@ from eval.records import Records
 from eval.show import plots, sentence, tables
 from eval.show.cells import PERCENT, Column, Table
 from eval.show.figures import passes
-from eval.smoothing import confidence, lower_probability
+from eval.smoothing import Smoothing, confidence
 
 # captions of figures of one result, where they are other ones than those of what is proven
 CAPTIONS = {
@@ -77,12 +77,11 @@ def _with(table: Table, columns: Mapping[Column, Sequence[Any]]) -> Table:
 
 def decisions(found: Records) -> np.ndarray:
     """What was decided about each pair: "accepted", "rejected" or "abstains"; a pair of two decisions as by the one that is wrong."""
-    pairs, of = found.pairs, found.summary["smoothing"]
+    pairs, settings = found.pairs, Smoothing.of(found.summary)
     wrong = np.zeros(len(pairs), dtype=bool)
-    for side in ("",) if of["threat"] == "joint" else ("_left", "_right"):
-        accepts, votes = pairs[f"cosine{side}"] > found.summary["tau"], pairs[f"votes{side}"]
-        probability = lower_probability(np.where(accepts, votes, of["n"] - votes), of["n"], of["alpha"])
-        wrong |= (accepts != pairs["same"]).to_numpy() & (probability > 0.5)
+    for side in ("",) if settings.threat == "joint" else ("_left", "_right"):
+        accepts = pairs[f"cosine{side}"] > found.summary["tau"]
+        wrong |= (accepts != pairs["same"]).to_numpy() & (settings.radius(accepts, pairs[f"votes{side}"]) > 0)
     said = np.where(pairs["accepted"], "accepted", "rejected")
     return np.where((pairs["radius"] > 0) | wrong, said, "abstains")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eval.records import AUDITED, CERTIFIED, FORMAT, Records, table_of
-from eval.smoothing import Smoothing
+from eval.smoothing import SIGMAS, Smoothing
 from eval.summary import Summary
 from utils import InputError
 from utils.files import read_file, read_json, write_json
@@ -270,7 +270,8 @@ def _is_share(value: Any) -> bool:
 
 
 _SMOOTHING: dict[str, Callable[[Any], bool]] = {
-    "sigma": lambda value: type(value) is float and 0 < value < math.inf, "alpha": lambda value: _is_share(value) and 0 < value < 1,
+    "sigma": lambda value: type(value) is float and SIGMAS[0] <= value <= SIGMAS[1],
+    "alpha": lambda value: _is_share(value) and 0 < value < 1,
     "limit": lambda value: value is None or _is_count(value) and value > 0, "threat": lambda value: value in ("one", "joint"),
     "tau_mean": lambda value: type(value) is float and -1 < value < 1, "abstained": _is_share,
     **dict.fromkeys(("n0", "n", "seed", "forward_passes"), _is_count)}
