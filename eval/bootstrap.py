@@ -3,7 +3,8 @@
 Pairs are not independent of each other: those of one person succeed and fail together. So people are drawn, with replacement, as many as
 there are, and each pair counts as often as its people were drawn: a pair of one person as often as that one, m_a, and a pair of two people
 m_a m_b times. Every result is looked at with the same draw, and chooses its threshold anew on the false pairs of that draw, at the same
-FAR: what is compared includes the choice of the threshold.
+FAR: what is compared includes the choice of the threshold. A smoothed result keeps its threshold, which its votes are of, and the others
+choose theirs for the FAR that it has in the draw.
 """
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,6 +14,8 @@ import pandas as pd
 
 from eval import certification
 from utils import InputError
+
+_ROUNDING = 1 + 1e-9  # of a mean of FARs that are all the same share
 
 
 class Comparison(NamedTuple):
@@ -51,42 +54,61 @@ def people_of(left: np.ndarray, right: np.ndarray, same: np.ndarray) -> tuple[np
 class Result:
     """The pairs of one result, ready for many samples.
 
-    pairs: same, cosine, theta, norm_left and norm_right, [N] each, of a 1-Lipschitz network; far: the target FAR; budgets: of dodging.
+    pairs: same, cosine, theta, norm_left and norm_right, [N] each, of a 1-Lipschitz network; budgets: of dodging.
     """
 
-    def __init__(self, pairs: pd.DataFrame, far: float, budgets: Sequence[float]):
+    def __init__(self, pairs: pd.DataFrame, budgets: Sequence[float]):
         same = pairs["same"].to_numpy()
-        self.true, self.far, self.budgets = np.flatnonzero(same), far, budgets
+        self.true, self.budgets = np.flatnonzero(same), budgets
         cosine = pairs["cosine"].to_numpy()
         self.false = np.flatnonzero(~same)[np.argsort(-cosine[~same], kind="stable")]
         self.scores, self.cosine = cosine[self.false], cosine[self.true]
         self.theta, self.norm = pairs["theta"].to_numpy()[self.true], pairs[["norm_left", "norm_right"]].min(axis=1).to_numpy()[self.true]
 
-    def figures(self, weights: np.ndarray) -> np.ndarray:
-        """TAR and, for each budget, CRA_D, where the pairs count as often as `weights` [N] says, some true and some false ones at all."""
-        tau = self.threshold(weights[self.false])
+    def figures(self, weights: np.ndarray, far: float) -> np.ndarray:
+        """TAR and, for each budget, CRA_D at a target FAR, where the pairs count as often as `weights` [N] says, some true and some false ones
+        at all.
+        """
+        tau = self.threshold(weights[self.false], far)
         weights, accepted = weights[self.true], self.cosine > tau
         radius = np.zeros(len(accepted))
         radius[accepted] = certification.one_sided_radius(self.norm[accepted], self.theta[accepted], tau).numpy()
         kept = [accepted, *(radius > eps for eps in self.budgets)]
         return np.array([weights[chosen].sum() for chosen in kept]) / weights.sum()
 
-    def threshold(self, weights: np.ndarray) -> float:
+    def threshold(self, weights: np.ndarray, far: float) -> float:
         """`rates.threshold_at_far` under "strict", where the false pairs, in falling order, count so often: the smallest of their scores
         above which at most the share `far` of them is. One outside (-1, 1) is brought inside, next to its end.
         """
         above = np.cumsum(weights) - weights
-        tau = self.scores[np.searchsorted(above / weights.sum(), self.far, side="right") - 1]
+        tau = self.scores[np.searchsorted(above / weights.sum(), far, side="right") - 1]
         return float(np.clip(tau, np.nextafter(-1, 0), np.nextafter(1, 0)))
 
 
-def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], far: float, budgets: Sequence[float], samples: int = 2000,
-            seed: int = 0) -> tuple[list[Comparison], int]:
-    """(TAR and, for each budget, CRA_D of two sides, number of people). Each side is one result or several, of other seeds say, over which
-    figures are averaged within each sample.
+class Smoothed:
+    """The pairs of a result of randomised smoothing: same and radius, [N] each, 0 for what is wrong or abstains; budgets: of dodging."""
 
-    first, second: the pairs of results (`eval.records.Records.pairs`), the same pairs in the same order; far: the target FAR. Raises
-    InputError unless they are, and there are true and false ones.
+    def __init__(self, pairs: pd.DataFrame, budgets: Sequence[float]):
+        self.same, self.radius, self.budgets = pairs["same"].to_numpy(), pairs["radius"].to_numpy(), budgets
+
+    def far(self, weights: np.ndarray) -> float:
+        """The share of false pairs that are not rejected with confidence."""
+        return float(weights[~self.same & (self.radius == 0)].sum() / weights[~self.same].sum())
+
+    def figures(self, weights: np.ndarray, far: float) -> np.ndarray:
+        """As those of `Result`, at its own threshold, whatever `far` is."""
+        weights, radius = weights[self.same], self.radius[self.same]
+        return np.array([weights[radius > eps].sum() for eps in (0., *self.budgets)]) / weights.sum()
+
+
+def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], far: float, budgets: Sequence[float], samples: int = 2000,
+            seed: int = 0) -> tuple[list[Comparison], int, float]:
+    """(TAR and, for each budget, CRA_D of two sides, number of people, FAR). Each side is one result or several, of other seeds say, over
+    which figures are averaged within each sample.
+
+    first, second: the pairs of results (`eval.records.Records.pairs`), the same pairs in the same order; far: the target FAR, in place of
+    which that of smoothed results, their mean, is taken and returned where there are any. Raises InputError unless they are, and there are
+    true and false ones.
     """
     tables = [*first, *second]
     for table in tables:
@@ -96,17 +118,21 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], far: 
     if same.all() or not same.any():
         raise InputError(f"{same.sum()} true and {(~same).sum()} false pairs, expected some of both")
     people = people_of(left, right, same)
-    results = [Result(table, far, budgets) for table in tables]
-    sides = np.repeat([0, 1], [len(first), len(second)])
+    results = [Smoothed(table, budgets) if "samples" in table else Result(table, budgets) for table in tables]
+    sides, smoothed = np.repeat([0, 1], [len(first), len(second)]), [result for result in results if isinstance(result, Smoothed)]
+
+    def target(weights: np.ndarray) -> float:
+        return float(np.mean([result.far(weights) for result in smoothed])) * _ROUNDING if smoothed else far
 
     def of_sides(weights: np.ndarray) -> np.ndarray:
-        found = np.array([result.figures(weights) for result in results])
+        found = np.array([result.figures(weights, target(weights)) for result in results])
         return np.array([found[sides == side].mean(0) for side in (0, 1)])
     (ours, theirs), drawn = of_sides(np.ones(len(same))), np.array([of_sides(weights) for weights in draws(*people, same, samples, seed)])
     differences = drawn[:, 0] - drawn[:, 1]
     low, high = np.quantile(differences, (0.025, 0.975), axis=0)
     columns = (ours, theirs, ours - theirs, low, high, (differences > 0).mean(0))
-    return [Comparison(*map(float, figure)) for figure in zip(*columns)], int(max(map(np.max, people))) + 1
+    return ([Comparison(*map(float, figure)) for figure in zip(*columns)], int(max(map(np.max, people))) + 1,
+            target(np.ones(len(same))))
 
 
 def draws(left: np.ndarray, right: np.ndarray, same: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:

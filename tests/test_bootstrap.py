@@ -53,10 +53,10 @@ def figures_by_hand(pairs, weights, far):
 def test_figures_of_weighted_pairs_are_those_of_a_table_with_copies(far, ties):
     left, right, same, _ = some_pairs()
     pairs = pairs_of(1, left, right, same, ties)
-    result = bootstrap.Result(pairs, far, EPS)
+    result = bootstrap.Result(pairs, EPS)
     numbers = np.random.default_rng(2)
     for weights in [np.ones(len(same)), *(numbers.integers(0, 4, len(same)).astype(float) for _ in range(20))]:
-        assert result.figures(weights) == pytest.approx(figures_by_hand(pairs, weights, far), abs=1e-12)
+        assert result.figures(weights, far) == pytest.approx(figures_by_hand(pairs, weights, far), abs=1e-12)
 
 
 def test_people_are_what_true_pairs_connect():
@@ -100,18 +100,40 @@ def test_samples_without_one_kind_are_drawn_again():
 def test_differences_are_paired_and_averaged_over_seeds():
     left, right, same, person = some_pairs()
     first, second = ([pairs_of(seed, left, right, same) for seed in seeds] for seeds in ((1, 2), (3, 4, 5)))
-    found, people = bootstrap.compare(first, second, 0.1, EPS, samples=40, seed=7)
+    found, people, far = bootstrap.compare(first, second, 0.1, EPS, samples=40, seed=7)
     draws = [np.ones(len(same)), *bootstrap.draws(person[left], person[right], same, 40, seed=7)]
     sides = np.array([[np.mean([figures_by_hand(pairs, weights, 0.1) for pairs in side], axis=0) for side in (first, second)]
                       for weights in draws])
     differences = sides[1:, 0] - sides[1:, 1]
-    assert people == 8 and len(found) == 1 + len(EPS)
+    assert people == 8 and far == 0.1 and len(found) == 1 + len(EPS)
     for number, figure in enumerate(found):
         assert (figure.first, figure.second) == pytest.approx(tuple(sides[0, :, number]))
         assert figure.difference == pytest.approx(figure.first - figure.second)
         column = np.sort(differences[:, number])
         assert column[0] <= figure.low <= column[1] + 1e-12 and column[-2] - 1e-12 <= figure.high <= column[-1]  # 40 samples: the outer 2.5 %
         assert figure.above == pytest.approx(np.mean(differences[:, number] > 1e-15), abs=0.03)
+
+
+@pytest.mark.filterwarnings("ignore:.*too few")
+def test_a_smoothed_result_keeps_its_threshold_and_lends_its_far():
+    left, right, same, person = some_pairs()
+    ours, numbers = pairs_of(1, left, right, same), np.random.default_rng(6)
+    radii = [np.where(numbers.random(len(same)) < np.where(same, 0.7, 0.9), numbers.uniform(0.1, 1, len(same)), 0) for _ in range(2)]
+    theirs = [ours[["left", "right", "same"]].assign(radius=radius, samples=100) for radius in radii]
+    (tar, *certified), _, far = bootstrap.compare([ours], theirs, 0.4, EPS, samples=30, seed=3)
+
+    def by_hand(weights):
+        copies = [np.repeat(radius, weights.astype(int)) for radius in radii]
+        true = np.repeat(same, weights.astype(int))
+        reached = np.mean([np.mean(radius[~true] == 0) for radius in copies])
+        return reached, (figures_by_hand(ours, weights, reached + 1e-9),
+                         [np.mean([np.mean(radius[true] > eps) for radius in copies]) for eps in (0, *EPS)])
+    reached, (first, second) = by_hand(np.ones(len(same)))
+    assert far == pytest.approx(reached) and [figure.first for figure in (tar, *certified)] == pytest.approx(first)
+    assert [figure.second for figure in (tar, *certified)] == pytest.approx(second)
+    differences = [np.subtract(*by_hand(weights)[1]) for weights in bootstrap.draws(person[left], person[right], same, 30, seed=3)]
+    for figure, column in zip((tar, *certified), np.sort(differences, axis=0).T):
+        assert column[0] - 1e-9 <= figure.low <= column[1] + 1e-9 and column[-2] - 1e-9 <= figure.high <= column[-1] + 1e-9
 
 
 def test_a_result_is_not_better_than_itself():
@@ -160,6 +182,19 @@ def test_the_command_prints_and_writes_the_figures_of_the_summaries(world, capsy
     assert command_line.main(["compare", both, str(world / "runs"), "--samples", "5", "--out", str(world / "d.json")]) == 0
     again = json.loads((world / "d.json").read_text())
     assert all(figure["difference"] == 0 for figure in again["figures"]) and len(again["first"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*too few")
+def test_the_command_takes_smoothed_results(world, capsys):
+    assert command(world, "certify", "--far", "0.4", out="proven", tau=None) == 0
+    assert command(world, "smooth", "--far", "0.4", "--sigma", "0.3", "--n0", "20", "--n", "60", out="smoothed", tau=None) == 0
+    summary = json.loads((world / "smoothed/summary.json").read_text())
+    for argv, place in ((("proven", "smoothed"), "second"), (("smoothed", "proven"), "first"), (("smoothed", "smoothed"), "first")):
+        capsys.readouterr()
+        done = command_line.main(["compare", *(str(world / name) for name in argv), "--samples", "5", "--out", str(world / "c.json")])
+        written = json.loads((world / "c.json").read_text())
+        assert done == 0 and f"FAR {summary['far']:.4g}, 5 samples" in capsys.readouterr().out
+        assert [figure[place] for figure in written["figures"]] == pytest.approx([summary["tar"], summary["cra_d"][0]["value"]])
 
 
 @pytest.mark.filterwarnings("ignore:.*too few")
