@@ -66,8 +66,8 @@ class Result:
         self.theta, self.norm = pairs["theta"].to_numpy()[self.true], pairs[["norm_left", "norm_right"]].min(axis=1).to_numpy()[self.true]
 
     def figures(self, weights: np.ndarray, far: float) -> np.ndarray:
-        """TAR and, for each budget, CRA_D at a target FAR, where the pairs count as often as `weights` [N] says, some true and some false ones
-        at all.
+        """TAR and, for each budget, CRA_D at a target FAR, where the pairs count as often as `weights` [N] says, some true and some false
+        ones at all.
         """
         tau = self.threshold(weights[self.false], far)
         weights, accepted = weights[self.true], self.cosine > tau

@@ -17,8 +17,8 @@ def declare(commands: Any) -> None:
                                              "Each sample chooses the threshold of each result anew, at the FAR of the results; beside "
                                              "results of smooth, which keep theirs, at the FAR that these have there.")
     for name, other in (("first", "FIRST"), ("second", "SECOND")):
-        parser.add_argument(name, metavar=other, help="results folder of certify or smooth, a folder of such folders, or several with commas between "
-                                                      "them: figures are averaged over these, as over seeds")
+        parser.add_argument(name, metavar=other, help="results folder of certify or smooth, a folder of such folders, or several with "
+                                                      "commas between them: figures are averaged over these, as over seeds")
     parser.add_argument("--budget", type=budget, nargs="+", default=[0.25], metavar="EPS", help="budgets of CRA_D (default 0.25)")
     parser.add_argument("--samples", type=count, default=2000, metavar="N", help="(default 2000)")
     parser.add_argument("--seed", type=inside(int, -1, 2**63), default=0, metavar="S", help="of the samples (default 0)")
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{summaries[0]['bin']}: {len(first[0])} pairs of {people} people, FAR {far:.4g}, {args.samples} samples; in percent")
     print(pd.DataFrame.from_dict(rows, "index", columns=["first", "second", "difference", "from", "to", "above 0"]).to_string())
     if args.out:
-        write_json(args.out, {**origin, "bin": summaries[0]["bin"], "n_pairs": len(first[0]), "n_people": people, "far": far, "samples": args.samples,
-                              "seed": args.seed, "first": [found.summary["weights_sha256"] for found in sides[0]],
+        write_json(args.out, {**origin, "bin": summaries[0]["bin"], "n_pairs": len(first[0]), "n_people": people, "far": far,
+                              "samples": args.samples, "seed": args.seed, "first": [found.summary["weights_sha256"] for found in sides[0]],
                               "second": [found.summary["weights_sha256"] for found in sides[1]],
                               "figures": [{"figure": name, **figure._asdict()} for name, figure in zip(names, figures)]})
 
