@@ -1,6 +1,7 @@
 """Training under faults that are injected: signals, full disks, damaged states, numbers that are not finite, bad records, dead workers."""
 import logging
 import math
+import multiprocessing
 import os
 import pickle
 import resource
@@ -21,7 +22,7 @@ from config import config
 from datasets import RecordDataset, get_dataloader
 from eval.verification import embed_images
 from lr_scheduler import PolynomialLRWarmup
-from utils import InputError, RunError, checkpoint
+from utils import InputError, RunError, checkpoint, loader
 from utils.faults.guard import StepGuard, poisoned
 from utils.faults.lockstep import in_lockstep
 from utils.faults.signals import REQUESTS, STOPPED, StopSignals
@@ -410,8 +411,34 @@ class Deadly(torch.utils.data.Dataset):
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGBUS", "hang"])
 def test_a_worker_that_dies_or_hangs_names_its_record(how):
     with pytest.raises(InputError, match="a.rec: key 13") as error:
-        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 20))
+        list(get_dataloader(Deadly(how), 4, num_workers=2, timeout=1 if how == "hang" else 600))  # the end of a worker is seen before
     assert "\n" not in str(error.value) and ("timed out" in str(error.value)) == (how == "hang")
+
+
+class Late(Deadly):
+    """Sample 13 is read when the loader has looked after its workers, all batches before it being there: then it comes, or its worker ends."""
+
+    def __init__(self, how, looked):
+        super().__init__(how)
+        self.looked = looked
+
+    def __getitem__(self, index):
+        if index == 13:
+            assert self.looked.wait(60)
+        return super().__getitem__(index) if self.how else (torch.zeros(3, 4, 4, dtype=torch.uint8), index)
+
+
+@pytest.mark.parametrize("how", ["", "SIGKILL"])
+def test_a_slow_worker_is_waited_for_and_one_that_ends_then_is_seen(how, monkeypatch):
+    looked, timed_out = multiprocessing.Event(), loader._timed_out
+    monkeypatch.setattr(loader, "LOOKING", 0.3)
+    monkeypatch.setattr(loader, "_timed_out", lambda error: (looked.set(), timed_out(error))[1])
+    batches = get_dataloader(Late(how, looked), 4, num_workers=1, timeout=600)
+    if how:
+        with pytest.raises(InputError, match="a.rec: key 13"):
+            list(batches)
+    else:
+        assert sorted(label for _, labels in batches for label in labels.tolist()) == list(range(64)) and looked.is_set()
 
 
 # --- ranks

@@ -21,6 +21,8 @@ from utils.utils_distributed_sampler import DistributedSampler
 LOGGER = logging.getLogger("training")
 # so many records in a row that cannot be used are no bad records among good ones
 MOST_BAD_IN_A_ROW = 100
+# Seconds after which a DataLoader looks whether its workers live; with a longer timeout of its own it would not look before that is over.
+LOOKING = 5.
 
 _MASK = 2**64 - 1
 
@@ -122,7 +124,8 @@ class Loader:
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
         self.bad_records: dict[str, str] = {}
         self._reader = BatchReader(dataset, flip, seed, skip, num_workers)
-        workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=timeout,
+        self._timeout, self._waits = timeout, min(timeout, LOOKING)
+        workers = dict(persistent_workers=True, prefetch_factor=prefetch_factor, multiprocessing_context=start_method, timeout=self._waits,
                        worker_init_fn=begin_worker)
         self._make = partial(DataLoader, self._reader, batch_sampler=EpochBatches(sampler, batch_size),
                              collate_fn=_as_it_is, num_workers=num_workers, pin_memory=pin_memory,
@@ -142,7 +145,18 @@ class Loader:
         try:
             with _children_are_not_watched():
                 batches = iter(self._loader)
-            for batch in batches:
+            waited = 0.
+            while True:
+                try:
+                    batch = next(batches, None)
+                except RuntimeError as error:
+                    waited += self._waits
+                    if waited < self._timeout and _timed_out(error):  # which leaves the iterator as it was
+                        continue
+                    raise
+                waited = 0.
+                if batch is None:
+                    return
                 if isinstance(batch, str):
                     break
                 images, labels, bad = batch
@@ -150,8 +164,6 @@ class Loader:
                     LOGGER.warning("left out: %s", bad[name])
                 self.bad_records.update(bad)
                 yield images, labels
-            else:
-                return
         except (RuntimeError, OSError, EOFError, MemoryError) as error:
             inside = not self._loader.num_workers or str(error).startswith("Caught ")  # not the end of a worker, but an error inside one
             if inside and (not self._loader.num_workers or shortage(error) is None):
@@ -172,8 +184,13 @@ class Loader:
         self._reader.reading[:, 2] = -1
         kind = next(iter(noted), None) or shortage(error)
         reason = " ".join(str(error).split()) if "DataLoader" in str(error) else "a DataLoader worker ended"
+        reason = f"DataLoader timed out after {self._timeout:g} seconds" if _timed_out(error) else reason
         return (f"{reason[:200]}; it was reading {', '.join(map(self._reader.name, at.values())) or 'nothing'}"
                 + (f"; perhaps {advice(kind)}" if kind else ""))
+
+
+def _timed_out(error: Exception) -> bool:
+    return "DataLoader timed out" in str(error)
 
 
 def shared(tensor: torch.Tensor) -> torch.Tensor:
