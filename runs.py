@@ -107,7 +107,6 @@ def smoothed(model: Model, path: Path, bin_sha256: str, place: Path, given: Mapp
     if complete(place, asked, attacks, {}, draws=draws) and Smoothing.of(*results.read_summaries(place).values()) == settings:
         return
     print(title, flush=True)
-    place.mkdir(parents=True, exist_ok=True)
     batch_size = 512 if device.type == "cuda" else 64  # a GPU makes the noisy images itself
     subject = open_smoothed(model, path, place, given, device=device, batch_size=batch_size, progress=title)
     subject = subject.with_records(smooth(subject, settings, Evaluation(**given), remarks))

@@ -125,7 +125,8 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], far: 
         return float(np.mean([result.far(weights) for result in smoothed])) * _ROUNDING if smoothed else far
 
     def of_sides(weights: np.ndarray) -> np.ndarray:
-        found = np.array([result.figures(weights, target(weights)) for result in results])
+        reached = target(weights)
+        found = np.array([result.figures(weights, reached) for result in results])
         return np.array([found[sides == side].mean(0) for side in (0, 1)])
     (ours, theirs), drawn = of_sides(np.ones(len(same))), np.array([of_sides(weights) for weights in draws(*people, same, samples, seed)])
     differences = drawn[:, 0] - drawn[:, 1]

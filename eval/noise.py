@@ -20,7 +20,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import Subject
 from eval.verification import CPU_BATCH, PairSet
 from utils.directions import cosine, norms
-from utils.distributed import world_size
+from utils.distributed import per_rank
 from utils.modes import evaluating
 from utils.philox import normals
 from utils.precision import full_precision
@@ -103,13 +103,11 @@ class Sampler:
         parts = dict([*self.decisions.groupby("unit")])
         passes = draws * (2 if self.settings.threat == "joint" else 1)
 
-        units_of_rank = -(-len(parts) // world_size())
-
         def one(units: pd.DataFrame) -> Outcome:
             found = work(parts[units.index[0]])
             told.tick(passes)
             return Outcome(pd.DataFrame({name: [found[name].tolist()] for name in found}, index=units.index), passes, 0)
-        with self.subject.work(stage, len(parts), passes, of_attacks=False).stage("", units_of_rank, unit="unit") as told:
+        with self.subject.work(stage, len(parts), passes, of_attacks=False).stage("", per_rank(len(parts)), unit="unit") as told:
             rows = journal.run(stage, pd.DataFrame(index=[*parts]), one, 1, lambda rows: told.update(len(rows)))
         return pd.DataFrame({name: [*chain.from_iterable(rows[name])] for name in rows}, index=self.decisions.index)
 

@@ -32,7 +32,7 @@ from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from eval.through_noise import DRAWS, NoiseSearch, most_passes
 from utils import InputError
-from utils.distributed import barrier, rank, world_size
+from utils.distributed import barrier, per_rank, rank
 from utils.faults.signals import unbroken
 from utils.files import found_in
 from utils.precision import full_precision
@@ -155,7 +155,7 @@ def attack_kind(subject: Subject, name: str, build: Callable[[float | None], att
         for turn, chosen in _turns(need, entry["published"]):
             planned, chosen = len(chosen), chosen[robust[chosen["row"]].to_numpy()]
             result = _run(subject, build(budget), kind, f"{kind}/{turn}/{budget}", chosen, entry, journal, robust,
-                          partial(work.stage, f"{kind.upper()} {budget}", planned=-(-planned // world_size())))
+                          partial(work.stage, f"{kind.upper()} {budget}", planned=per_rank(planned)))
             robust[chosen["row"][result["success"].to_numpy(bool)]] = False
             _add(found, name, kind, budget, chosen, result)
     return skipped
@@ -203,7 +203,7 @@ def _run(subject: Subject, attack: attacks.Attack, kind: str, key: str, samples:
     fallen: set = set(robust.index[~robust])
     certified = settings["skip"] and subject.records.certified
     radius = partial(OneImage.side, tau=subject.tau) if certified else None
-    with stage(items=-(-len(samples) // world_size())) as told:
+    with stage(items=per_rank(len(samples))) as told:
         def show(rows: pd.DataFrame) -> None:
             if len(rows):
                 fallen.update(samples["row"][rows.index[rows["success"].astype(bool)]])

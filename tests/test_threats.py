@@ -13,8 +13,8 @@ import backbones.custom_layers as layers
 import eval.__main__ as command_line
 from backbones import FlipAveraged, load_network
 from eval import certification, records
-from eval.audit import driver
 from eval.audit import pairs as audit_pairs
+from eval.audit import settings
 
 QUICK = ("--steps", "10", "--restarts", "2")
 
@@ -115,7 +115,7 @@ def test_a_network_that_is_no_contraction_fails_with_both_images_attacked(world,
 
 
 def test_an_audit_of_nothing_says_so(world, monkeypatch):
-    monkeypatch.setattr(driver, "RESOLUTION", 1e9)
+    monkeypatch.setattr(settings, "RESOLUTION", 1e9)
     assert command(world, "audit", "--threat", "both") == 0
     report = json.loads((world / "out" / "audit_both.json").read_text())
     assert report["attacked"] == {"d": 0, "i": 0} and report["points"] == 0 and report["smallest_margin"] is None

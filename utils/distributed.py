@@ -22,6 +22,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def per_rank(count: int) -> int:
+    """Of so many things that are dealt out to the ranks, how many one of them has at most."""
+    return -(-count // world_size())
+
+
 def rank() -> int:
     """Number of this process, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -5,23 +5,21 @@ writes the report.
 """
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import pandas as pd
 from torch import nn
 
 from eval.audit import one, pairs
-from eval.audit.settings import RESOLUTION, SHARE, Settings
+from eval.audit.settings import SHARE, Settings, searched
 from eval.certificates import certificate
 from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject
 from utils import InputError
-from utils.distributed import barrier, rank, world_size
+from utils.distributed import barrier, rank
 from utils.faults.signals import unbroken
 from utils.files import write_json
-from utils.progress import Stage
 
 
 class Search(Protocol):
@@ -66,14 +64,9 @@ def audit(subject: Subject, threat: str = "one", steps: int = 100, restarts: int
     journal = Journal(subject.folder, f"audit_{threat.replace(':', '_')}", {**origin, **written})
     report: dict[str, Any] = {**origin, "bin": found.summary.get("bin"), "settings": written, "attacked": {}, "unresolved": {}}
     every = {kind: search.samples(kind) for kind in search.kinds}
-    resolved = {kind: samples[samples["radius"] > RESOLUTION] for kind, samples in every.items()}
-    work, audited = subject.work(f"audit {threat}", sum(map(len, resolved.values())), search.most_passes), []
-    for kind, samples in every.items():
-        chosen = resolved[kind]
-        with work.stage(kind.upper(), -(-len(chosen) // world_size())) as stage:
-            def show(rows: pd.DataFrame, stage: Stage = stage) -> None:
-                stage.update(len(rows))
-            rows = journal.run(kind, chosen, partial(search.attack, kind, stage.tick), subject.batch_size, show)
+    audited = []
+    for kind, samples, chosen, rows in searched(subject, f"audit {threat}", journal, every, search.attack, search.most_passes,
+                                                subject.batch_size):
         audited.append(chosen.join(rows.reindex(columns=search.measured)).assign(kind=kind))
         report["attacked"][kind] = int(chosen["row"].nunique())
         unresolved = samples[(samples["radius"] > 0) & ~samples["row"].isin(chosen["row"])]

@@ -5,7 +5,6 @@ happens with a chance of at most alpha, and a radius is wrong with a chance of a
 sampled, certified or not, are expected to fall.
 """
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,15 +13,14 @@ from scipy.stats import binom
 
 import attacks
 from eval import certification
-from eval.audit.settings import RESOLUTION, SHARE
+from eval.audit.settings import RESOLUTION, SHARE, searched
 from eval.store import provenance, results
 from eval.store.journal import Journal, Outcome
 from eval.store.subject import OBJECTIVES, Subject, plan, side_name
 from eval.through_noise import DRAWS, NoiseSearch, most_passes
-from utils.distributed import barrier, rank, world_size
+from utils.distributed import barrier, rank
 from utils.faults.signals import unbroken
 from utils.files import write_json
-from utils.progress import Stage
 
 LEVEL = 1e-3  # more falls than alpha allows are called so where their number, or a larger one, has a smaller chance
 _MEASURED = ["norm", "after", "fell"]
@@ -42,19 +40,13 @@ def audit(subject: Subject, steps: int = 20, restarts: int = 2, draws: int = DRA
     report: dict[str, Any] = {**origin, "bin": found.summary["bin"], "settings": written, "smoothing": found.summary["smoothing"],
                               "sampled": {}, "attacked": {}, "unresolved": {}, "fallen": {}, "share": {}}
 
-    def attacked(kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
+    def attack(kind: str, tick: Callable[[int], None], samples: pd.DataFrame) -> Outcome:
         budget = torch.tensor(SHARE * samples["radius"].to_numpy())
         return search.attack(kind, attacks.preset("pgd", budget, steps=steps, restarts=restarts), tick, samples)
     every = {kind: plan(found, kind, limit) for kind in ("di" if search.joint else "udi")}
-    resolved = {kind: samples[samples["radius"] > RESOLUTION] for kind, samples in every.items()}
     each = most_passes(settings, draws, attacks.preset("pgd", 1., steps=steps, restarts=restarts))
-    work, audited = subject.work("audit", sum(map(len, resolved.values())), each), []
-    for kind, samples in every.items():
-        chosen = resolved[kind]
-        with work.stage(kind.upper(), -(-len(chosen) // world_size())) as stage:
-            def show(rows: pd.DataFrame, stage: Stage = stage) -> None:
-                stage.update(len(rows))
-            rows = journal.run(kind, chosen, partial(attacked, kind, stage.tick), search.group, show)
+    audited = []
+    for kind, samples, chosen, rows in searched(subject, "audit", journal, every, attack, each, search.group):
         rows = chosen.assign(kind=kind).join(rows.reindex(columns=_MEASURED))
         audited.append(rows)
         report["sampled"][kind], report["attacked"][kind], report["fallen"][kind] = len(samples), len(rows), int(rows["fell"].sum())

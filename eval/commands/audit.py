@@ -34,21 +34,18 @@ def declare(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Audit the pairs of each .bin file; returns the exit status."""
     violations = 0
-    for subject, describe, report in (_smoothed if are_smoothed(args) else _certified)(args):
+    for subject, describe, report, threat in (_smoothed if are_smoothed(args) else _certified)(args):
         from eval.show import sentence
         from eval.store import results
         print_once(describe(report))
-        closing.found(subject.folder, sentence.in_words(subject.records.summary, audits=[report]), [results.audit_file(_threat(args))])
+        closing.found(subject.folder, sentence.in_words(subject.records.summary, audits=[report]), [results.audit_file(threat)])
         violations += report["n_violations"]
     closing.report(args)
     return int(violations > 0)
 
 
-_Reports = Iterator[tuple[Any, Callable[[dict[str, Any]], str], dict[str, Any]]]
-
-
-def _threat(args: argparse.Namespace) -> str:
-    return "one" if are_smoothed(args) else args.threat or "one"
+# subject, what describes a report, the report, and the threat that names its file
+_Reports = Iterator[tuple[Any, Callable[[dict[str, Any]], str], dict[str, Any], str]]
 
 
 def _certified(args: argparse.Namespace) -> _Reports:
@@ -61,7 +58,7 @@ def _certified(args: argparse.Namespace) -> _Reports:
     threat = args.threat or "one"
     certificate(threat)
     for subject in subjects(args):
-        yield subject, driver.describe, driver.audit(subject, threat, limit=args.limit, seed=args.seed, **search_settings(args))
+        yield subject, driver.describe, driver.audit(subject, threat, limit=args.limit, seed=args.seed, **search_settings(args)), threat
 
 
 def _smoothed(args: argparse.Namespace) -> _Reports:
@@ -70,4 +67,4 @@ def _smoothed(args: argparse.Namespace) -> _Reports:
         if args.threat not in (None, subject.records.summary["smoothing"]["threat"]):
             raise InputError(f"--threat {args.threat}: {subject.folder} is not of it, leave it out")
         settings = search_settings(args) | ({"draws": args.draws} if args.draws else {})
-        yield subject, smoothed.describe, smoothed.audit(subject, limit=args.limit, seed=args.seed, **settings)
+        yield subject, smoothed.describe, smoothed.audit(subject, limit=args.limit, seed=args.seed, **settings), "one"

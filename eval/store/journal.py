@@ -35,6 +35,7 @@ class Journal:
             lines = _lines(path)
             self._entries += filter(_is_entry, lines[1:]) if lines[:1] == [self._settings] else []
         barrier()  # every rank has read what there is before one of them writes
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / self._pattern.replace("*", str(rank()))
         if _lines(self._path)[:1] != [self._settings]:
             self._path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from eval.records import Records, is_right, table_of
 from eval.store import provenance, results
 from eval.verification import PairSet
 from utils import InputError
-from utils.distributed import barrier, rank, world_size
+from utils.distributed import barrier, per_rank, rank
 from utils.files import sha256
 from utils.progress import Work
 
@@ -95,7 +95,7 @@ class Subject:
         """
         first = f"at most {samples:,} attacks, of at most {each:,} passes of an image through the network each" \
             if samples and of_attacks else ""
-        return Work(f"{self.progress} {title}", -(-samples // world_size()) * each, first, bool(self.progress) and rank() == 0, each)
+        return Work(f"{self.progress} {title}", per_rank(samples) * each, first, bool(self.progress) and rank() == 0, each)
 
     def with_records(self, found: Records) -> "Subject":
         """The same with other records."""
